@@ -1,0 +1,1 @@
+"""raycnn: fine-tune pretrained convolutional networks at cluster scale."""

@@ -1,0 +1,1 @@
+"""What to read, in which order, as tensors."""

@@ -1,0 +1,1 @@
+"""The demo: a local object store, real images and real weights."""

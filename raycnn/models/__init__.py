@@ -1,0 +1,1 @@
+"""Networks, their stages, weights and heads."""

@@ -1,0 +1,1 @@
+"""What a run is good for: evaluation, prediction, reports."""

@@ -1,0 +1,1 @@
+"""Bytes in and out: object stores, directories, the lease."""

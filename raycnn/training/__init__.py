@@ -1,0 +1,1 @@
+"""One loop, and the parts it is made of."""
