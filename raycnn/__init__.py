@@ -1,1 +1,7 @@
-"""raycnn: fine-tune pretrained convolutional networks at cluster scale."""
+"""raycnn: fine-tune pretrained convolutional networks on labelled images at cluster scale, with Ray."""
+
+from raycnn.config import Config, load_config
+from raycnn.errors import RaycnnError
+from raycnn.verbs import evaluate, index, load, plan, predict, runs, train
+
+__all__ = ["Config", "RaycnnError", "evaluate", "index", "load", "load_config", "plan", "predict", "runs", "train"]

@@ -28,7 +28,11 @@ class Section(BaseModel):
     """Base of all sections: immutable, no unknown fields, finite numbers only."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 
@@ -78,7 +82,10 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Random views of the training images, keyed by (seed, epoch, image)."""
 
-    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = (0.35, 1.0)
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = (
+        0.35,
+        1.0,
+    )
     """Share of the image's area that a random resized crop keeps, [low, high]; null: the evaluation crop."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
     """Aspect ratio (width / height) of the random crop, [low, high]."""

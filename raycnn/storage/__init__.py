@@ -1,1 +1,5 @@
-"""Bytes in and out: object stores, directories, the lease."""
+"""Bytes in and out: one interface over S3 and directories, retries, and the lease of a run."""
+
+from raycnn.storage.base import Entry, Reader, Store, open_images, open_store
+
+__all__ = ["Entry", "Reader", "Store", "open_images", "open_store"]

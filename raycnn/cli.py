@@ -1,0 +1,145 @@
+"""raycnn VERB CONFIG.yaml [--dotted.path value ...]: flags are the config's paths; stdout holds the result alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from raycnn import verbs
+from raycnn.config import fields, load_config
+from raycnn.errors import ConfigError, Preempted, RaycnnError
+from raycnn.progress import Progress
+
+_VERBS = {
+    "index": "read the source once: every object becomes a row of the manifest or is quarantined",
+    "train": "train the run to its end, or continue it",
+    "evaluate": "metrics of the best checkpoint on the test split",
+    "predict": "predict a bucket, a folder or the test split to Parquet",
+    "plan": "what train would do and need, without training",
+    "runs": "list the runs below run.storage",
+    "doctor": "check this machine, the cluster and the object store before a run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one verb and exit with its code (0, or that of the RaycnnError it ended with)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments
+    progress = Progress()
+    logging.captureWarnings(True)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    code = 0
+    try:
+        result = run(arguments, progress)
+        progress.close()
+        print(json.dumps(result, allow_nan=False) if as_json else _for_people(arguments[0], result))
+        if arguments[0] == "train" and result["status"] == "preempted":
+            code = Preempted.code
+            print("preempted: everything is committed; the same command continues", file=sys.stderr)
+        if arguments[0] == "doctor" and any(check["ok"] is False for check in result):
+            code = 1
+    except RaycnnError as error:
+        progress.close()
+        code = error.code
+        if as_json:
+            print(json.dumps({"error": error.as_json()}))
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        progress.close()
+        code = Preempted.code
+        print("interrupted; the same command continues", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str], progress: Progress) -> Any:
+    """The result of one command line.
+
+    Raises:
+        RaycnnError: as the verb ends.
+    """
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    verb, path = options.pop("verb"), options.pop("config")
+    address, verbose = options.pop("address"), options.pop("verbose")
+    options.pop("json")
+    known = dict(fields())
+    overrides = {name: _value(text, known[name]) for name, text in options.items() if text is not None}
+    if verb == "runs" and path and not path.endswith((".yaml", ".yml")):
+        return verbs.runs(path)
+    if verb == "doctor":
+        from raycnn.doctor import diagnose
+
+        return diagnose(load_config(path, overrides) if path else None, address)
+    if path is None:
+        raise ConfigError("no config given", where=f"raycnn {verb}", fix=f"raycnn {verb} CONFIG.yaml")
+    config = load_config(path, overrides)
+    if verb == "runs":
+        return verbs.runs(config.run.storage)
+    return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fix = "see raycnn --help and raycnn VERB --help"
+        raise ConfigError(message, where="command line", fix=fix)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="raycnn", description="Fine-tune pretrained CNNs on labelled images with Ray.")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for verb, text in _VERBS.items():
+        sub = subparsers.add_parser(verb, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="the run's settings")
+        sub.add_argument("--address", default="local", help="local: a private Ray here; auto or an address: join it")
+        sub.add_argument("--json", action="store_true", help="one line, one JSON object, also on failure")
+        sub.add_argument("--verbose", action="store_true", help="show Ray's own logs")
+        settings = sub.add_argument_group("settings")
+        for name, info in fields():
+            help_text = " ".join((info.description or "").split()).replace("%", "%%")
+            settings.add_argument(f"--{name}", metavar="VALUE", help=f"{help_text}{_default(info)}")
+    return parser
+
+
+def _default(info: FieldInfo) -> str:
+    return "" if info.is_required() else f" [{json.dumps(info.default, default=str)}]".replace("%", "%%")
+
+
+def _value(text: str, info: FieldInfo) -> Any:
+    """A flag's value, read as YAML would read it; text stays text where the field is a string."""
+    if info.annotation is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _for_people(verb: str, result: Any) -> str:
+    if verb == "evaluate":
+        from raycnn.results.report import render
+
+        return render(result)
+    if isinstance(result, list):
+        return "\n".join("  ".join(f"{key} {_short(value)}" for key, value in row.items()) for row in result)
+    width = max(len(key) for key in result)
+    return "\n".join(f"{key:<{width}}  {_short(value)}" for key, value in result.items())
+
+
+def _short(value: Any, limit: int = 20) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        shown = "; ".join(_short(item) for item in value[:limit]) or "-"
+        return shown + (f"; and {len(value) - limit} more" if len(value) > limit else "")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)

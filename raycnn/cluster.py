@@ -1,0 +1,101 @@
+"""The Ray a command runs on, and how its CPUs are divided between training ranks and decoding tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raycnn.errors import ConfigError
+
+_ENVIRONMENT = {
+    # report() and the detection of a dead worker wait for this poll; Ray's default is 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True)
+class CpuDivision:
+    """Ray CPUs: `per_rank` for each training rank, `task` for each decoding task, out of `total`.
+
+    Decoding always keeps at least one task per rank running: two ranks that hold both CPUs of a machine would wait
+    for their first batch for ever.
+    """
+
+    total: float
+    per_rank: float
+    task: float
+
+
+def divide_cpus(total: float, workers: int, *, gpus: bool) -> CpuDivision:
+    """Ray CPUs for `workers` ranks and their decoding tasks.
+
+    A rank on a GPU needs one CPU to drive it, or less where CPUs are few; ranks that compute on CPUs and decoding
+    share them half and half.
+
+    Raises:
+        ConfigError: more ranks than the CPUs could carry.
+    """
+    share = total / workers
+    if share < 0.1:
+        raise ConfigError(
+            f"{workers} workers do not fit on {total:g} CPUs",
+            where="train.workers",
+            fix=f"use at most {int(total * 10)}",
+        )
+    per_rank = min(1.0, share / 2)
+    if gpus and share >= 2:
+        per_rank = 1.0
+    return CpuDivision(total, round(per_rank, 3), round(min(1.0, share - per_rank), 3))
+
+
+@contextlib.contextmanager
+def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
+    """Inside, Ray is ready: a private one on this machine (`local`), or the cluster at `address` (`auto`: the one
+    this machine belongs to). A Ray that the process already uses is used as it is and left running.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    scratch = tempfile.mkdtemp(prefix="raycnn-") if address == "local" else None
+    level = logging.INFO if verbose else logging.ERROR
+    try:
+        if scratch:
+            ray.init(
+                address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=scratch,
+                logging_level=level, log_to_driver=verbose,
+            )  # fmt: skip
+        else:
+            ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        for name in ("ray", "ray.train", "ray.data"):
+            logging.getLogger(name).setLevel(level)
+        yield
+    except ConnectionError as error:
+        fix = "start it, or leave --address out to use this machine alone"
+        raise ConfigError(f"no Ray cluster answers: {error}", where=address, fix=fix) from None
+    finally:
+        ray.shutdown()
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def available_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,181 @@
+"""Ray Data executes an order of rows: decoding tasks make blocks, each rank reads its own ordered stream of batches.
+
+A block is all a task decodes at once; it is the same rows wherever it runs, so the stream has no state to save:
+starting at step s is asking for the blocks from step s on. The stream belongs to the process that reads it; ranks share
+nothing but the cluster. Ray Data does not document that blocks keep their order through map_batches with
+`preserve_order`, so every batch carries its row ids and they are compared with the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raycnn.data.plan import Plan
+from raycnn.data.reader import PADDING, ImageReader
+
+Int64s = npt.NDArray[np.int64]
+IMAGES_PER_BLOCK = 256
+_BLOCKS_PER_STREAM = 4096  # Ray Data keeps one entry per block from the start
+
+
+class Order(Protocol):
+    """Which rows stand in which block."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks from the first to the last."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch; a block is a whole number of batches."""
+
+    def block(self, number: int) -> tuple[Int64s, Int64s]:
+        """(rows, epochs) of one block; PADDING where a place stays empty."""
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """One rank's share of the plan in steps [start, stop), `steps_per_block` steps a block."""
+
+    plan: Plan
+    rank: int
+    world: int
+    start: int
+    stop: int
+    steps_per_block: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks; the last may hold fewer steps."""
+        return -(-(self.stop - self.start) // self.steps_per_block)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one rank in one step."""
+        return self.plan.global_batch // self.world
+
+    def block(self, number: int) -> tuple[Int64s, Int64s]:
+        """The rows of steps_per_block steps, and their epochs."""
+        first = self.start + number * self.steps_per_block
+        steps = min(self.steps_per_block, self.stop - first)
+        return self.plan.share(first, self.rank, self.world, steps)
+
+
+@dataclass(frozen=True)
+class ScanOrder:
+    """Every row once, in chunks of one fixed size dealt out to the ranks in turn; the last chunk is padded."""
+
+    num_rows: int
+    chunk: int
+    chunks_per_block: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of this rank."""
+        return -(-self._num_chunks // self.chunks_per_block)
+
+    @property
+    def batch_rows(self) -> int:
+        """The chunk."""
+        return self.chunk
+
+    @property
+    def _num_chunks(self) -> int:
+        total = -(-self.num_rows // self.chunk)
+        return len(range(self.rank, total, self.world))
+
+    def block(self, number: int) -> tuple[Int64s, Int64s]:
+        """Rows of chunks_per_block chunks, padded; the epoch is 0."""
+        first = number * self.chunks_per_block
+        turns = np.arange(first, min(first + self.chunks_per_block, self._num_chunks), dtype=np.int64)
+        chunks = self.rank + turns * self.world
+        rows = (chunks[:, None] * self.chunk + np.arange(self.chunk, dtype=np.int64)).ravel()
+        return np.where(rows < self.num_rows, rows, PADDING), np.zeros(len(rows), np.int64)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step or chunk.
+
+    rows holds the row ids, PADDING where a place is empty or its image could not be read; failures says which and why.
+    """
+
+    images_NHWC: npt.NDArray[np.uint8]
+    rows: Int64s
+    failures: tuple[tuple[int, str], ...]
+
+
+def batches_per_block(batch_rows: int, wanted: int | None = None) -> int:
+    """Batches that one task decodes: as told, or about IMAGES_PER_BLOCK images."""
+    return wanted or max(1, IMAGES_PER_BLOCK // batch_rows)
+
+
+def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float, first: int, last: int) -> Any:
+    """A ray.data.Dataset of the decoded blocks [first, last): columns image, row, reason, one Ray block each."""
+    import ray
+
+    table_ref = ray.put(table)
+
+    def decode_block(ids: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+        rows, epochs = order.block(first + int(ids["id"][0]))
+        images, reasons = reader.read(ray.get(table_ref), rows, epochs)
+        return {"image": images, "row": rows, "reason": np.array(reasons, dtype=np.str_)}
+
+    dataset = ray.data.range(last - first, override_num_blocks=last - first)
+    dataset = dataset.map_batches(decode_block, batch_size=None, num_cpus=task_cpus)
+    quiet(dataset.context)
+    return dataset
+
+
+def quiet(context: Any) -> None:
+    """Settings of every dataset here: ordered, silent."""
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.verbose_progress = False
+
+
+def stream(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float) -> Iterator[Batch]:
+    """The batches of an order, decoded by Ray tasks ahead of their use.
+
+    Args:
+        reader: how a row becomes an image.
+        table: the rows, with the columns reader.COLUMNS; row ids are its row numbers.
+        order: which rows, in which batches.
+        task_cpus: Ray CPUs of one decoding task.
+
+    Raises:
+        StorageError: the object store failed.
+    """
+    for first in range(0, order.num_blocks, _BLOCKS_PER_STREAM):
+        last = min(first + _BLOCKS_PER_STREAM, order.num_blocks)
+        dataset = blocks(reader, table, order, task_cpus=task_cpus, first=first, last=last)
+        yield from _checked(dataset, order, first, last)
+
+
+def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batch]:
+    expected = _batches_of(order, first, last)
+    for got in dataset.iter_batches(batch_size=order.batch_rows, batch_format="numpy", prefetch_batches=2):
+        rows = got["row"]
+        if not np.array_equal(rows, next(expected)):
+            raise RuntimeError("Ray Data delivered rows in another order than planned; please report this")
+        failed = np.flatnonzero(got["reason"] != "")
+        failures = tuple((int(rows[i]), str(got["reason"][i])) for i in failed)
+        if failures:
+            rows = rows.copy()
+            rows[failed] = PADDING
+        yield Batch(got["image"], rows, failures)
+
+
+def _batches_of(order: Order, first: int, last: int) -> Iterator[Int64s]:
+    for number in range(first, last):
+        rows, _ = order.block(number)
+        yield from rows.reshape(-1, order.batch_rows)

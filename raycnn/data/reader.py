@@ -1,0 +1,89 @@
+"""Rows of a manifest to uint8 images: fetch, verify, decode, crop; one verdict per row."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raycnn.config import AugmentConfig
+from raycnn.data.decode import BadImage, Limits, decode
+from raycnn.data.keyed import derive_seed, uniforms
+from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
+from raycnn.errors import ObjectNotFound
+from raycnn.storage import open_images
+
+COLUMNS = ("key", "offset", "length", "sha256", "key_hash")
+"""What of the manifest a reader needs."""
+
+PADDING = -1
+"""Row id of a place in a batch that holds no image."""
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """How the rows of one source become images.
+
+    Args:
+        source: uri that the manifest's keys are relative to.
+        preprocessing: the network's.
+        limits: what is refused before decoding.
+        fetch_threads: objects read from the store at the same time.
+        augment: random views; None: the evaluation view.
+        seed: the run's seed, for the random views.
+    """
+
+    source: str
+    preprocessing: Preprocessing
+    limits: Limits
+    fetch_threads: int = 16
+    augment: AugmentConfig | None = None
+    seed: int = 0
+
+    def read(
+        self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], list[str]]:
+        """Images of `rows` of `table` as seen in `epochs`.
+
+        Returns:
+            uint8[len(rows), S, S, 3], and per row why it could not be read ("" where it could). Padding and failed
+            rows are black.
+
+        Raises:
+            StorageError: the store itself failed; a single missing or broken object is a verdict, not an error.
+        """
+        size = self.preprocessing.image_size
+        images_NHWC = np.zeros((len(rows), size, size, 3), np.uint8)
+        places = np.flatnonzero(rows != PADDING)
+        picked = table.take(rows[places])
+        hashes = picked["key_hash"].to_numpy().astype(np.uint64)
+        draws = uniforms(derive_seed(self.seed, "augment"), epochs[places], hashes, NUM_DRAWS)
+        reasons = [""] * len(rows)
+
+        def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
+            try:
+                images_NHWC[place] = self._view(row, draws_of_row)
+            except (BadImage, ObjectNotFound) as error:
+                reasons[place] = "missing" if isinstance(error, ObjectNotFound) else str(error)
+
+        with ThreadPoolExecutor(self.fetch_threads) as pool:
+            list(pool.map(fill, places, picked.to_pylist(), draws))
+        return images_NHWC, reasons
+
+    def _view(self, row: dict[str, Any], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+        data = _images(self.source).get(row["key"], row["offset"], row["length"])
+        if row["sha256"] is not None and hashlib.sha256(data).digest() != row["sha256"]:
+            raise BadImage("changed since it was indexed")
+        image = decode(data, self.limits)
+        if self.augment is None:
+            return eval_view(image, self.preprocessing)
+        return train_view(image, self.preprocessing, self.augment, draws)
+
+
+_images = lru_cache(maxsize=8)(open_images)  # one client per process and source

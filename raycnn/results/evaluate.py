@@ -1,0 +1,77 @@
+"""Metrics of a checkpoint on one split, every row once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raycnn.config import Config
+from raycnn.data.manifest import read_index
+from raycnn.data.reader import COLUMNS
+from raycnn.errors import CheckpointError, DataError
+from raycnn.results.inference import infer, read_checkpoint
+from raycnn.results.statistics import bootstrap_by_group, wilson
+from raycnn.storage import open_store
+from raycnn.training.metrics import classification_metrics, details
+from raycnn.training.run import find_commit, read_run
+
+_INTERVALS = ("balanced_accuracy", "macro_f1", "auroc")
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Evaluate a run's checkpoint on the rows of `evaluate.split`. Needs an initialised Ray.
+
+    Accuracy has a Wilson interval where rows are independent; the other metrics, and accuracy where the manifest has
+    groups, have percentile intervals of a bootstrap over groups.
+
+    Returns:
+        {run, step, split, rows, unreadable, metrics, per_class, confusion}; metrics holds name and name_ci95.
+    """
+    storage = open_store(config.run.storage)
+    store = storage.child(config.run.name)
+    commit, run = find_commit(store, config.evaluate.step), read_run(store)
+    if run is None:
+        raise CheckpointError("no such run", where=store.uri)
+    index = read_index(storage, run.index, columns=[*COLUMNS, "label", "split", "group"])
+    table = index.rows(config.evaluate.split)
+    if not len(table):
+        raise DataError("the split has no rows", where=f"evaluate.split: {config.evaluate.split}", fix="choose another")
+    facts, weights = read_checkpoint(store, commit)
+    found = list(infer(config, facts, weights, index.source, table))
+    reasons = np.concatenate([scored.reasons for scored in found])
+    good = reasons == ""
+    if (~good).mean() > config.data.bad_image_budget:
+        keys = table["key"].to_pylist()
+        bad = ", ".join(f"{keys[i]} ({reasons[i]})" for i in np.flatnonzero(~good)[:20])
+        raise DataError(f"{(~good).sum()} of {len(table)} images cannot be read: {bad}", where="data.bad_image_budget")
+    logits_NK = np.concatenate([scored.logits_NK for scored in found])[good]
+    labels_N = table["label"].to_numpy()[good].astype(np.int64)
+    groups = table["group"].to_pylist()
+    groups_N = [group for group, keep in zip(groups, good, strict=True) if keep]
+    return {
+        "run": config.run.name,
+        "step": commit.step,
+        "split": config.evaluate.split,
+        "rows": len(labels_N),
+        "unreadable": int((~good).sum()),
+        "metrics": with_intervals(logits_NK, labels_N, groups_N),
+        **details(logits_NK, labels_N, facts.classes),
+    }
+
+
+def with_intervals(logits_NK: Any, labels_N: Any, groups_N: list[str | None]) -> dict[str, Any]:
+    """classification_metrics and, for those that have one, their 95 % intervals as name_ci95: [low, high]."""
+    metrics: dict[str, Any] = dict(classification_metrics(logits_NK, labels_N))
+    grouped = any(group is not None for group in groups_N)
+    units = [str(i) if group is None else f"group {group}" for i, group in enumerate(groups_N)]
+    intervals = bootstrap_by_group(
+        lambda rows: classification_metrics(logits_NK[rows], labels_N[rows]), np.array(units), num_samples=200
+    )
+    if not grouped:
+        right = int((logits_NK.argmax(1) == labels_N).sum())
+        intervals["accuracy"] = wilson(right, len(labels_N))
+    for name in ("accuracy", *_INTERVALS):
+        interval = intervals[name]
+        metrics[f"{name}_ci95"] = list(interval) if interval else None
+    return metrics

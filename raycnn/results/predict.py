@@ -1,0 +1,90 @@
+"""Predictions for a bucket, a folder or a split, as one Parquet file."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycnn.config import Config
+from raycnn.data.manifest import read_index
+from raycnn.data.reader import COLUMNS
+from raycnn.data.sources import list_images
+from raycnn.errors import CheckpointError, DataError
+from raycnn.results.inference import Scored, infer, read_checkpoint
+from raycnn.storage import Store, open_store
+from raycnn.training.run import find_commit, read_run
+
+
+def predict(config: Config) -> dict[str, Any]:
+    """Predict `predict.source`, or the run's test split. Needs an initialised Ray.
+
+    The file has a row per image, in order: key, label (the most probable class), probabilities (list of float32,
+    one per class, in the order of the file's metadata `classes`), reason (why an image could not be read, else null;
+    label and probabilities are null then). It appears only when it is complete.
+
+    Returns:
+        {run, step, rows, unreadable, output}
+    """
+    storage = open_store(config.run.storage)
+    store = storage.child(config.run.name)
+    commit, run = find_commit(store, config.predict.step), read_run(store)
+    if run is None:
+        raise CheckpointError("no such run", where=store.uri)
+    if config.predict.source is None:
+        index = read_index(storage, run.index, columns=[*COLUMNS, "split"])
+        source, table, name = index.source, index.rows("test"), "test"
+    else:
+        source, table = list_images(config.predict.source)
+        name = hashlib.sha256(config.predict.source.encode()).hexdigest()[:12]
+    if not len(table):
+        raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
+    facts, weights = read_checkpoint(store, commit)
+    target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
+    keys, unreadable = table["key"], 0
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("label", pa.string()),
+            ("probabilities", pa.list_(pa.float32())),
+            ("reason", pa.string()),
+        ],
+        metadata={"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
+    )
+    with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
+        path = Path(scratch) / "predictions.parquet"
+        with pq.ParquetWriter(path, schema) as writer:
+            for scored in infer(config, facts, weights, source, table):
+                writer.write_table(_rows(scored, keys, facts.classes, schema))
+                unreadable += int((scored.reasons != "").sum())
+        target.put_file(key, path)
+    return {
+        "run": config.run.name,
+        "step": commit.step,
+        "rows": len(table),
+        "unreadable": unreadable,
+        "output": f"{target.uri}/{key}",
+    }
+
+
+def _target(config: Config, store: Store, default: str) -> tuple[Store, str]:
+    if config.predict.output is None:
+        return store, default
+    folder, _, name = config.predict.output.rpartition("/")
+    return open_store(folder or "."), name
+
+
+def _rows(scored: Scored, keys: pa.ChunkedArray, classes: tuple[str, ...], schema: pa.Schema) -> pa.Table:
+    shifted = scored.logits_NK.astype(np.float64) - scored.logits_NK.max(1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    bad = scored.reasons != ""
+    labels = [None if b else classes[k] for b, k in zip(bad, scored.logits_NK.argmax(1), strict=True)]
+    lists = [None if b else p for b, p in zip(bad, probabilities.astype(np.float32), strict=True)]
+    reasons = [str(reason) or None for reason in scored.reasons]
+    columns = [keys.take(pa.array(scored.rows)), labels, lists, reasons]
+    return pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=schema)

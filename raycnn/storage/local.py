@@ -1,0 +1,226 @@
+"""A directory as a store: whole files, published by rename, durable before they are visible."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
+from raycnn.storage.base import Entry, check_key
+
+_HIDDEN: Final = ".raycnn-"  # our temporary and lock files; no listing shows them
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """The files below `root`, a `Store`. Conditional writes hold among all who write through this class."""
+
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        """The absolute path."""
+        return str(self.root)
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See Store."""
+        path = self._path(key)
+        with _errors(path), path.open("rb") as file:
+            file.seek(offset)
+            return file.read(-1 if length is None else length)
+
+    def stat(self, key: str) -> Entry:
+        """See Store."""
+        path = self._path(key)
+        with _errors(path):
+            if path.is_dir():
+                raise IsADirectoryError
+            return _entry(key, path.stat())
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False, if_etag: str | None = None) -> str:
+        """See Store."""
+        return self._publish(key, lambda file: file.write(data), len(data), create_only, if_etag)
+
+    def put_file(self, key: str, path: Path, *, create_only: bool = False) -> str:
+        """See Store."""
+        with _errors(path):
+            size = path.stat().st_size
+            source = path.open("rb")
+        with source:
+            return self._publish(key, lambda file: shutil.copyfileobj(source, file), size, create_only, None)
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """See Store."""
+        start = self._path(prefix) if prefix else self.root
+        below = f"{prefix}/" if prefix else ""
+        names = (name for name, is_folder in _scan(start) if is_folder)
+        return sorted(name for name in names if next(self.list(f"{below}{name}/"), None))
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """See Store."""
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        yield from _walk(start, f"{folder}/" if folder else "", prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See Store; folders left empty go too, as they do in object storage."""
+        for key in keys:
+            path = self._path(key)
+            with _errors(path):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty, or gone already
+                for folder in path.parents:
+                    if folder == self.root:
+                        break
+                    folder.rmdir()
+
+    def child(self, path: str) -> LocalStore:
+        """See Store."""
+        return LocalStore(self._path(path))
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _publish(
+        self, key: str, fill: Callable[[IO[bytes]], object], size: int, create_only: bool, if_etag: str | None
+    ) -> str:
+        target = self._path(key)
+        with _errors(target, size):
+            temporary = _write_temporary(target.parent, fill)
+            try:
+                if create_only:
+                    etag = _entry(key, temporary.stat()).etag
+                    os.link(temporary, target)  # fails if the target exists
+                elif if_etag is None:
+                    etag = _replace(temporary, target)
+                else:
+                    with _locked(target.parent):
+                        if not target.is_file() or _entry(key, target.stat()).etag != if_etag:
+                            raise FileExistsError
+                        etag = _replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(target.parent)
+        return etag
+
+
+def _entry(key: str, status: os.stat_result) -> Entry:
+    return Entry(key, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+
+def _write_temporary(folder: Path, fill: Callable[[IO[bytes]], object]) -> Path:
+    temporary = folder / f"{_HIDDEN}{secrets.token_hex(8)}"
+    try:
+        file = temporary.open("xb")
+    except FileNotFoundError:
+        _make_folder(folder)
+        file = temporary.open("xb")
+    try:
+        with file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def _replace(temporary: Path, target: Path) -> str:
+    # the clock of a file system ticks in milliseconds: make the new tag differ from the old one by force
+    with contextlib.suppress(FileNotFoundError):
+        before = target.stat().st_mtime_ns
+        if temporary.stat().st_mtime_ns <= before:
+            os.utime(temporary, ns=(before + 1000, before + 1000))
+    etag = _entry("", temporary.stat()).etag
+    temporary.replace(target)
+    return etag
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # flock excludes threads as well as processes, since each open file has its own lock
+    with (folder / f"{_HIDDEN}lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _scan(folder: Path) -> list[tuple[str, bool]]:
+    """(name, whether a folder) of what lies in a folder, in the order of the keys below."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(_HIDDEN)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _failure(error, folder, None) from None
+    return sorted(found, key=lambda pair: pair[0] + "/" * pair[1])
+
+
+def _walk(folder: Path, below: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:
+    found = _scan(folder)
+    if not found:
+        return
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link that leads back up
+        return
+    for name, is_folder in found:
+        key = below + name
+        if is_folder:
+            if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
+                yield from _walk(folder / name, f"{key}/", prefix, (*above, here))
+        elif key.startswith(prefix):
+            with contextlib.suppress(FileNotFoundError):  # removed since, or a dangling link
+                yield _entry(key, (folder / name).stat())
+
+
+@contextlib.contextmanager
+def _errors(path: Path, size: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failure(error, path, size) from None
+
+
+def _failure(error: OSError, path: Path, size: int | None) -> StorageError:
+    if isinstance(error, FileExistsError) and size is not None:
+        return PreconditionFailed(
+            "the file is not in the expected state", where=str(path), fix="another writer changed it"
+        )
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) and size is None:
+        return ObjectNotFound("no such file", where=str(path), fix="check the path")
+    where = str(path) if size is None else f"{path}, {size} bytes"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            "no space left on the disk", where=where, fix="free some space or choose another run.storage"
+        )
+    reason = error.strerror or type(error).__name__
+    return StorageError(
+        f"cannot {'read' if size is None else 'write'}: {reason}",
+        where=where,
+        fix="check path and permissions",
+    )

@@ -1,0 +1,47 @@
+"""Images that could be indexed but not read in training: recorded, never trained on, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from raycnn.errors import DataError
+from raycnn.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """The budget and what it is counted against.
+
+    Args:
+        table: the training rows.
+        objects: all objects of the index, quarantined ones included.
+        quarantined: those that the index quarantined.
+        budget: share of the objects that may be bad.
+    """
+
+    table: pa.Table
+    objects: int
+    quarantined: int
+    budget: float
+
+    def count(self, state: TrainState, failures: Sequence[tuple[int, str]]) -> TrainState:
+        """The state with these (row, reason) recorded.
+
+        Raises:
+            DataError: more images are bad than the budget allows; names the first 20.
+        """
+        keys = self.table["key"].take(pa.array([row for row, _ in failures])).to_pylist()
+        reasons = [reason for _, reason in failures]
+        bad = {**state.bad_rows, **dict(zip(keys, reasons, strict=True))}
+        found = self.quarantined + len(bad)
+        if found > self.budget * self.objects:
+            named = ", ".join(f"{key} ({reason})" for key, reason in list(bad.items())[:20])
+            raise DataError(
+                f"{found} of {self.objects} images cannot be read, over the budget; in training: {named}",
+                where="data.bad_image_budget",
+                fix="repair or remove them and index again, or raise the budget",
+            )
+        return replace(state, bad_rows=bad)

@@ -1,0 +1,77 @@
+"""What the hardware offers: device, precision, and the way of a batch onto it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from raycnn.data.transforms import Preprocessing
+from raycnn.errors import ConfigError
+
+_PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: `auto` is bf16 or fp16 on a GPU that has it, float32 elsewhere.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which has no gradient scaling.
+    """
+    if setting == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if setting == "fp16" and device.type != "cuda":
+        raise ConfigError("fp16 needs a GPU", where="train.precision", fix="use auto, float32 or bf16")
+    return _PRECISIONS[setting]
+
+
+def set_determinism(device: torch.device, threads: int) -> None:
+    """Same bits for same input: fixed threads, and on a CPU deterministic algorithms only."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+
+
+class Normalize(nn.Module):
+    """uint8 images_NHWC to normalised float32 images_NCHW in channels_last, on the images' device."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean) * 255)
+        self.register_buffer("scale", 1 / (torch.tensor(preprocessing.std) * 255))
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        """float32[N, 3, H, W]."""
+        return ((images_NHWC.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+
+
+def to_device(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """uint8[N, H, W, 3] on the device; pinned and not waited for on a GPU."""
+    if not images_NHWC.flags.writeable:  # a view of Ray's shared memory, which torch must not think it owns
+        images_NHWC = images_NHWC.copy()
+    images = torch.from_numpy(np.ascontiguousarray(images_NHWC))
+    return images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images
+
+
+def in_chunks(module: Callable[[Tensor], Tensor], inputs: Tensor, chunk: int) -> Tensor:
+    """module(inputs) in passes of exactly `chunk` rows, the last one padded with zeros and trimmed.
+
+    A network's last bits depend on the batch shape; with one shape on every path they do not depend on the path.
+    """
+    outputs = []
+    for start in range(0, len(inputs), chunk):
+        part = inputs[start : start + chunk]
+        missing = chunk - len(part)
+        if missing:
+            part = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+        outputs.append(module(part.contiguous(memory_format=torch.channels_last))[: chunk - missing])
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

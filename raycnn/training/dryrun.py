@@ -1,0 +1,92 @@
+"""What a run would do and need: arithmetic over the index, and two training steps measured on this machine."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from raycnn.cluster import divide_cpus
+from raycnn.config import Config
+from raycnn.data.manifest import Index
+from raycnn.data.plan import Plan
+from raycnn.models.zoo import build
+from raycnn.training.device import set_determinism, to_device
+from raycnn.training.due import evaluation_due
+from raycnn.training.learner import Learner
+from raycnn.training.phases import depth_at
+
+
+def dry_run(config: Config, index: Index) -> dict[str, Any]:
+    """Needs an initialised Ray, for its resources; trains nothing and writes nothing.
+
+    Returns:
+        {config, rows, stages: [{name, parameters}], trainable_parameters, steps, cpus: {total, per_rank, task},
+        estimates: {seconds, bytes_read, peak_memory_bytes}}. seconds come from a step of one rank's batch timed here,
+        so they hold for machines like this one; peak memory is that of one rank.
+
+    Raises:
+        ConfigError: a depth that the network does not have, workers that do not fit.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0) >= config.train.workers
+    division = divide_cpus(resources["CPU"], config.train.workers, gpus=gpus)
+    rows = {split: index.rows(split) for split in ("train", "val")}
+    plan = Plan(len(rows["train"]), config.train.global_batch, 0)
+    total = plan.steps(config.train.epochs)
+    evaluations = sum(evaluation_due(step, config.train.eval_every, plan, total) for step in range(1, total + 1))
+    learner, step_s, chunk_s = _measure(config, len(index.classes), plan)
+    chunks = -(-len(rows["val"]) // (config.train.chunk * config.train.workers))
+    sizes = {split: pc.sum(table["length"]).as_py() or 0 for split, table in rows.items()}
+    return {
+        "config": config.model_dump(mode="json"),
+        "rows": {split: len(table) for split, table in rows.items()},
+        "stages": [{"name": stage.name, "parameters": stage.parameters} for stage in learner.stages.stages],
+        "trainable_parameters": sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
+        "steps": total,
+        "cpus": asdict(division),
+        "estimates": {
+            "seconds": round(total * step_s + evaluations * chunks * chunk_s, 1),
+            "bytes_read": round(config.train.epochs * sizes["train"] + evaluations * sizes["val"]),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    }
+
+
+def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, float, float]:
+    """A learner of one rank's size, seconds of a training step at the deepest phase, seconds of an evaluation chunk."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_determinism(device, config.train.threads)
+    network = build(config.model.name, num_classes, seed=0, image_size=config.data.image_size)
+    learner = Learner(network, config, device, 1, None)
+    size = network.preprocessing.image_size
+    batch = config.train.global_batch // config.train.workers
+
+    def images(count: int) -> torch.Tensor:
+        return to_device(np.zeros((count, size, size, 3), np.uint8), device)
+
+    def step() -> None:
+        labels = torch.zeros(batch, dtype=torch.int64, device=device)
+        learner.backward(images(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch)
+        learner.step(config.optim.lr)
+
+    learner.enter(depth_at(plan.steps(config.train.epochs), config.model.unfreeze, plan))
+    step_s = _seconds(step)
+    with learner.evaluating() as network_of:
+        chunk_s = _seconds(lambda: float(network_of(images(config.train.chunk)).sum()))
+    return learner, step_s, chunk_s
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

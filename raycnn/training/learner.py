@@ -1,0 +1,173 @@
+"""One rank's network, cut at the current depth, with its optimizer: everything that a checkpoint restores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raycnn.config import Config
+from raycnn.models.batchnorm import set_mode
+from raycnn.models.stages import Split, find
+from raycnn.models.zoo import Network
+from raycnn.training.device import Normalize, choose_precision, in_chunks
+from raycnn.training.losses import cross_entropy_sum
+from raycnn.training.optim import build_optimizer
+from raycnn.training.phases import Depth, deepest
+
+
+class Learner:
+    """The split network that one rank trains.
+
+    The prefix is frozen, in eval mode and outside of DDP; DDP wraps the suffix alone and is made anew when the depth
+    changes, so ranks cannot diverge when layers unfreeze. The optimizer holds every parameter that ever trains; those
+    of a frozen stage have no gradient and are left alone.
+
+    Args:
+        network: the network, its weights loaded or to be restored.
+        config: the run's.
+        device: where to compute.
+        world: number of ranks.
+        class_weights_K: float32[K] weights of the loss, or None.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: Config,
+        device: torch.device,
+        world: int,
+        class_weights_K: Tensor | None,
+    ) -> None:
+        self.config, self.device, self.world = config, device, world
+        self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.normalize = Normalize(network.preprocessing).to(device)
+        self.stages = find(network)
+        self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
+        self.precision = choose_precision(config.train.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        trainable = self.stages.split(deepest(config.model.unfreeze)).suffix
+        self.optimizer = build_optimizer(trainable.named_parameters(), config.optim)
+        self.depth: Depth | None = None
+        self._split: Split
+        self._suffix: nn.Module
+
+    def enter(self, depth: Depth) -> None:  # all ranks
+        """Train at `depth` from now on."""
+        if depth == self.depth:
+            return
+        self.depth, self._split = depth, self.stages.split(depth)
+        self._set_train_mode()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._suffix = self._split.suffix
+        if self.world > 1:
+            local = self.config.model.batchnorm == "local"
+            # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
+            # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
+            fixed_buckets = self.world > 2 and self.device.type == "cpu"
+            self._suffix = DistributedDataParallel(
+                self._split.suffix, broadcast_buffers=local, find_unused_parameters=fixed_buckets,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
+
+    def backward(self, images_NHWC: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:
+        """Gradients of the mean loss over the global batch.
+
+        Args:
+            images_NHWC: uint8 on the device.
+            labels_N: int64 class indices.
+            valid_N: bool; rows that count.
+            global_count: rows that count over all ranks.
+
+        Returns:
+            The sum of this rank's losses, float32 scalar on the device.
+        """
+        images_NCHW = self.normalize(images_NHWC)
+        with self._autocast():
+            if self._split.prefix is not None:
+                with torch.no_grad():
+                    images_NCHW = in_chunks(self._split.prefix, images_NCHW, self.config.train.chunk)
+            logits_NK = self._suffix(images_NCHW)
+        loss_sum = cross_entropy_sum(
+            logits_NK.float(), labels_N, valid_N,
+            class_weights_K=self.class_weights_K, label_smoothing=self.config.loss.label_smoothing,
+        )  # fmt: skip
+        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
+        self.scaler.scale(loss_sum * (self.world / max(global_count, 1.0))).backward()
+        return loss_sum.detach()
+
+    def step(self, lr: float) -> float:
+        """One optimizer step, unless a gradient is not finite.
+
+        Returns:
+            The global norm of the gradient before clipping; equal on all ranks, NaN or Inf when the step was left out.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = float(norm)
+        if self.config.optim.clip_norm is not None and value > self.config.optim.clip_norm:
+            torch._foreach_mul_(gradients, self.config.optim.clip_norm / value)
+        if self.scaler.is_enabled() or _finite(value):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def skips_overflows(self) -> bool:
+        """Whether a gradient that is not finite is a normal event (fp16 with loss scaling)."""
+        return self.scaler.is_enabled()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """Inside, a function from uint8 images_NHWC to float32 logits_NK of the whole network in eval mode."""
+        self.module.eval()
+
+        @torch.inference_mode()
+        def logits(images_NHWC: Tensor) -> Tensor:
+            with self._autocast():
+                return in_chunks(self.module, self.normalize(images_NHWC), self.config.train.chunk).float()
+
+        try:
+            yield logits
+        finally:
+            self._set_train_mode()
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Copies on the CPU of the network's and the optimizer's state, safe while training goes on."""
+        weights = {name: _copy(tensor) for name, tensor in self.module.state_dict().items()}
+        return weights, _copy({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
+
+    def restore(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
+        """Continue from a snapshot; an empty optimizer state starts afresh."""
+        self.module.load_state_dict(weights, strict=True)
+        if optimizer:
+            self.optimizer.load_state_dict(optimizer["optimizer"])
+            self.scaler.load_state_dict(optimizer["scaler"])
+
+    def _set_train_mode(self) -> None:
+        set_mode(self._split, self.config.model.batchnorm)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision is not torch.float32
+        return torch.autocast(self.device.type, dtype=self.precision if enabled else None, enabled=enabled)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(item) for item in value)
+    return value

@@ -1,0 +1,29 @@
+"""The run's metrics.jsonl, rebuilt from its commits, each of which carries the lines since the one before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+
+def merge(existing_lines: Iterable[str], commit_lines: Iterable[str], step: int) -> list[str]:
+    """The lines of the run up to `step`, when a commit at that step is written or resumed from.
+
+    Args:
+        existing_lines: what metrics.jsonl holds, in order; a line without a step is dropped.
+        commit_lines: what the commit at `step` carries; they replace everything from their first step on.
+        step: lines beyond it belong to steps that were lost, and are dropped.
+
+    Returns:
+        JSON objects with a key "step", in order of steps, none twice.
+    """
+    new = [line for line in commit_lines if 0 <= _step(line) <= step]
+    end = min([step + 1, *map(_step, new)])
+    return [line for line in existing_lines if 0 <= _step(line) < end] + new
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError):
+        return -1

@@ -1,0 +1,68 @@
+"""What the ranks of a worker group agree on. Every function here is called by all ranks at the same point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from raycnn.errors import RaycnnError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Sums over all ranks at the start of a step."""
+
+    count: float
+    leaving: bool
+    failed: bool
+    bad_rows: bool
+
+
+class Ranks:
+    """The ranks' control channel: a gloo group on CPUs, so that agreeing never waits for a GPU."""
+
+    def __init__(self) -> None:
+        self.distributed = dist.is_initialized()
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.world = dist.get_world_size() if self.distributed else 1
+        self._group = dist.new_group(backend="gloo") if self.distributed else None
+
+    def agree(self, count: int, *, leaving: bool, failed: bool, bad_rows: int) -> Agreement:  # all ranks
+        """Valid rows of the global batch, and whether any rank wants to leave, failed, or met unreadable rows."""
+        values = self.sum([count, leaving, failed, bad_rows])
+        return Agreement(values[0], values[1] > 0, values[2] > 0, values[3] > 0)
+
+    def sum(self, values: list[float]) -> list[float]:  # all ranks
+        """Element-wise sums over all ranks, in float64."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.distributed:
+            dist.all_reduce(tensor, group=self._group)
+        return [float(value) for value in tensor]
+
+    def gather(self, value: T) -> list[T]:  # all ranks
+        """Every rank's value, in the order of ranks."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def from_first(self, value: T | None) -> T:  # all ranks
+        """Rank 0's value, or its RaycnnError, raised on every rank."""
+        box: list[Any] = [value]
+        if self.distributed:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        if isinstance(box[0], RaycnnError):
+            raise box[0]
+        return box[0]  # type: ignore[no-any-return]
+
+    def raise_first(self, error: RaycnnError | None) -> None:  # all ranks
+        """Raise the error of the lowest rank that has one, on every rank."""
+        for found in self.gather(error):
+            if found is not None:
+                raise found

@@ -1,0 +1,158 @@
+"""A run's folder: run.json, which pins what the run is, and its first commit, the weights it starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from raycnn.config import Config, identity, identity_hash
+from raycnn.data.keyed import derive_seed
+from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
+from raycnn.models.weights import load_pretrained
+from raycnn.models.zoo import build
+from raycnn.storage import Store, open_store
+from raycnn.storage.lease import LeaseRecord, read_lease
+from raycnn.training import checkpoint
+from raycnn.training.checkpoint import Commit
+from raycnn.training.metrics import metric_mode
+from raycnn.training.recorder import Run
+from raycnn.training.serialize import encode_optimizer, encode_weights
+from raycnn.training.state import NetworkFacts, TrainState
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """run.json: what the run is pinned to."""
+
+    index: str
+    classes: tuple[str, ...]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+
+
+def read_run(store: Store) -> RunFacts | None:
+    """run.json of a run's folder; None before its first start.
+
+    Raises:
+        CheckpointError: written by a newer version, or not JSON.
+    """
+    try:
+        tree = json.loads(store.get("run.json"))
+    except ObjectNotFound:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"run.json is not JSON: {error}", where=store.uri) from None
+    if tree["format"] > FORMAT:
+        fix = "upgrade raycnn, or start under a new run.name"
+        raise CheckpointError("written by a newer version of raycnn", where=f"{store.uri}/run.json", fix=fix)
+    return RunFacts(tree["index"], tuple(tree["classes"]), tree["identity"], tree["config"])
+
+
+def check_identity(config: Config, facts: RunFacts, where: str) -> None:
+    """CheckpointError with the differing fields when `config` is not the run's, in a field that decides the result."""
+    now = identity(config)
+    differing = [
+        f"{path}: {facts.identity.get(path)} -> {now.get(path)}"
+        for path in sorted(now.keys() | facts.identity.keys())
+        if now.get(path) != facts.identity.get(path)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the run was started with other settings: {'; '.join(differing)}",
+            where=where,
+            fix="restore them, or choose a new run.name",
+        )
+
+
+def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str, ...]) -> None:
+    """Write run.json, once and for all."""
+    tree = {
+        "format": FORMAT,
+        "index": index_hash,
+        "classes": list(classes),
+        "identity": identity(config),
+        "identity_hash": identity_hash(config),
+        "config": config.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("raycnn", "torch", "torchvision", "ray")},
+        "parent": config.model.weights.removeprefix("run:") if config.model.weights.startswith("run:") else None,
+    }
+    try:
+        store.put("run.json", json.dumps(tree, indent=1).encode(), create_only=True)
+    except PreconditionFailed:
+        facts = read_run(store)
+        if facts is None or facts.index != index_hash:
+            raise
+        check_identity(config, facts, store.uri)
+
+
+def first_commit(
+    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None]
+) -> None:
+    """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
+
+    The order is: own checkpoint, then the weights that the config names (a file, another run, the zoo's), else scratch.
+    """
+    network = build(
+        config.model.name,
+        len(classes),
+        seed=derive_seed(config.train.seed, "init"),
+        image_size=config.data.image_size,
+    )
+    if config.model.weights == "none":
+        say(f"{network.name}: from scratch, seed {config.train.seed}")
+        if config.model.batchnorm == "frozen":
+            say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
+    else:
+        pin = config.model.weights_sha256
+        say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config)))
+    facts = NetworkFacts(network.name, classes, network.preprocessing, config.train.chunk)
+    files = {
+        "weights.safetensors": encode_weights(network.module.state_dict()),
+        "optimizer.pt": encode_optimizer({}),
+    }
+    Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
+
+
+def _reader(config: Config) -> Callable[[str], bytes]:
+    def read(uri: str) -> bytes:
+        if uri.startswith("run:"):
+            return best_weights(open_store(config.run.storage).child(uri.removeprefix("run:")))
+        folder, _, name = uri.rpartition("/")
+        return open_store(folder or ".").get(name)
+
+    return read
+
+
+def best_weights(store: Store) -> bytes:
+    """The weights of a run's best checkpoint."""
+    commit = find_commit(store, "best")
+    return checkpoint.verified(store, commit, ["weights.safetensors"])["weights.safetensors"]
+
+
+def find_commit(store: Store, step: int | str) -> Commit:
+    """The commit of a run at a step, or its best or latest one.
+
+    Raises:
+        CheckpointError: no such checkpoint.
+    """
+    record = read_lease(store)
+    facts = read_run(store)
+    if facts is None:
+        raise CheckpointError("no such run", where=store.uri, fix="see `raycnn runs`, or train it first")
+    found = checkpoint.commits(store, record)
+    metric = facts.config["train"]["metric"]
+    if step == "best":
+        commit = checkpoint.best(found, metric, metric_mode(metric))
+    elif step == "latest":
+        commit = checkpoint.latest(store, record)
+    else:
+        commit = next((each for each in found if each.step == step), None)
+    if commit is None:
+        have = ", ".join(str(each.step) for each in found) or "none"
+        raise CheckpointError(f"no checkpoint {step}", where=store.uri, fix=f"steps that are kept: {have}")
+    return commit

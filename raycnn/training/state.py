@@ -1,0 +1,67 @@
+"""state.json: what a checkpoint remembers beside weights and optimizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from raycnn.config import TrainConfig
+from raycnn.data.plan import Plan
+from raycnn.data.transforms import Preprocessing
+from raycnn.errors import CheckpointError
+from raycnn.training.metrics import metric_mode, should_stop
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """All it takes to rebuild the network and to feed it as it was trained."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    chunk: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Progress of a run after `step` steps.
+
+    evaluations: [{step, metrics}] in order; bad_rows: key -> reason, of rows that could not be read in training.
+    """
+
+    network: NetworkFacts
+    step: int = 0
+    evaluations: tuple[dict[str, Any], ...] = ()
+    bad_rows: dict[str, str] = field(default_factory=dict)
+
+    def evaluated(self, metrics: dict[str, Any]) -> TrainState:
+        """With the metrics of an evaluation after this step."""
+        return replace(self, evaluations=(*self.evaluations, {"step": self.step, "metrics": metrics}))
+
+    def status(self, config: TrainConfig, plan: Plan) -> str | None:
+        """finished, stopped_early, or None while there is more to do."""
+        values = [evaluation["metrics"][config.metric] for evaluation in self.evaluations]
+        if config.patience and should_stop(values, metric_mode(config.metric), config.patience, config.min_delta):
+            return "stopped_early"
+        return "finished" if self.step >= plan.steps(config.epochs) else None
+
+    def encode(self) -> bytes:
+        """As JSON; equal states give equal bytes."""
+        tree = asdict(self)
+        tree["network"]["preprocessing"] = self.network.preprocessing.as_json()
+        return json.dumps(tree, sort_keys=True, indent=1).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> TrainState:
+        """The inverse of encode; CheckpointError for anything else."""
+        try:
+            tree = json.loads(data)
+            network = tree.pop("network")
+            facts = NetworkFacts(
+                network["name"], tuple(network["classes"]), Preprocessing.from_json(network["preprocessing"]),
+                network["chunk"],
+            )  # fmt: skip
+            return TrainState(facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"not a training state: {error}", where="state.json") from None

@@ -1,0 +1,155 @@
+"""What one rank of Ray Train does: take the resume step from rank 0, restore, train, report how it ended."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycnn.config import Config
+from raycnn.data.dataset import batches_per_block
+from raycnn.data.decode import Limits
+from raycnn.data.keyed import derive_seed
+from raycnn.data.manifest import Index, read_index
+from raycnn.data.plan import Plan
+from raycnn.data.reader import COLUMNS, ImageReader
+from raycnn.errors import CheckpointError, NoProgressError, RaycnnError
+from raycnn.models.zoo import build
+from raycnn.storage import Store, open_store
+from raycnn.storage.lease import LeaseRecord, begin_group
+from raycnn.training import checkpoint
+from raycnn.training.badrows import BadRows
+from raycnn.training.checkpoint import Commit
+from raycnn.training.device import set_determinism
+from raycnn.training.learner import Learner
+from raycnn.training.loop import Clock, Task, train
+from raycnn.training.losses import class_weights
+from raycnn.training.monitor import Reporter
+from raycnn.training.ranks import Ranks
+from raycnn.training.recorder import Recorder, Run
+from raycnn.training.serialize import decode_optimizer, decode_weights
+from raycnn.training.state import TrainState
+from raycnn.training.validation import Validation
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver tells every rank.
+
+    Args:
+        config: the run's.
+        index: hash of the pinned index.
+        owner: the lease's owner, whose epoch rank 0 raises.
+        task_cpus: Ray CPUs of one decoding task.
+        monitor: handle of the Monitor actor.
+    """
+
+    config: Config
+    index: str
+    owner: str
+    task_cpus: float
+    monitor: Any
+
+
+def run_rank(job: Job) -> None:
+    """Train as one rank of the worker group. A RaycnnError ends the group as an outcome, which Ray does not retry."""
+    import ray
+
+    logging.captureWarnings(True)
+    ranks = Ranks()
+    reporter = Reporter(job.monitor) if ranks.rank == 0 else None
+    outcome: dict[str, Any] | RaycnnError
+    try:
+        outcome = _train(job, ranks, reporter)
+    except RaycnnError as error:
+        outcome = error
+    if reporter:
+        reporter.close()
+        ray.get(job.monitor.finish.remote(outcome))
+
+
+def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
+    config, clock = job.config, Clock()
+    device = _device()
+    set_determinism(device, config.train.threads)
+    storage = open_store(config.run.storage)
+    store = storage.child(config.run.name)
+    with clock("start"):
+        record, commit = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
+        if reporter:
+            reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
+        index = read_index(storage, job.index, columns=[*COLUMNS, "label", "split"])
+        files = checkpoint.verified(store, commit)
+        state = TrainState.decode(files["state.json"])
+        learner = _learner(config, state, index, device, ranks.world)
+        learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
+        task, validation = _task(config, state, index, job.task_cpus, ranks.world)
+        bad_rows = BadRows(task.table, index.num_objects, len(index.quarantine), config.data.bad_image_budget)
+        recorder = Recorder(Run(store, config, record, ranks.world) if ranks.rank == 0 else None, commit)
+    steps = task.plan.steps(config.train.epochs)
+    if reporter:
+        reporter.progress(step=state.step, first_step=state.step, steps=steps, rows=task.plan.global_batch)
+    status, state = train(learner, task, state, ranks, recorder, validation, bad_rows, reporter, clock)
+    return {
+        "status": status,
+        "first_step": commit.step,
+        "state": state,
+        "checkpoint": recorder.last.name if recorder.last else commit.name,
+        "seconds": dict(clock.seconds),
+    }
+
+
+def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:
+    """Rank 0's word for the whole group: its lease epoch, and the one commit that all ranks start from."""
+    try:
+        record = begin_group(store, job.owner, lambda held: _newest_step(store, held))
+        commit = checkpoint.latest(store, record)
+        if commit is None:
+            return CheckpointError("no valid checkpoint is left", where=store.uri, fix="start under a new run.name")
+        if record.attempts > MAX_ATTEMPTS:
+            return NoProgressError(
+                f"the workers died {MAX_ATTEMPTS} times after step {commit.step} without a new checkpoint",
+                where=store.uri,
+                fix="see the workers' logs (--verbose); lower train.checkpoint_every or train.global_batch (memory)",
+            )
+        return record, commit
+    except RaycnnError as error:
+        return error
+
+
+def _newest_step(store: Store, record: LeaseRecord) -> int:
+    commit = checkpoint.latest(store, record)
+    return commit.step if commit else -1
+
+
+def _device() -> torch.device:
+    import ray.train.torch
+
+    return torch.device(ray.train.torch.get_device())
+
+
+def _learner(config: Config, state: TrainState, index: Index, device: torch.device, world: int) -> Learner:
+    facts = state.network
+    network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size)
+    weights_K = None
+    if config.loss.class_weights != "none":
+        counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
+        weights_K = torch.from_numpy(class_weights(counts_K, config.loss.class_weights)).float()
+    return Learner(network, config, device, world, weights_K)
+
+
+def _task(config: Config, state: TrainState, index: Index, task_cpus: float, world: int) -> tuple[Task, Validation]:
+    facts = state.network
+    limits = Limits(config.data.max_pixels, config.data.max_bytes)
+    scan = ImageReader(index.source, facts.preprocessing, limits, config.data.fetch_threads)
+    seed = derive_seed(config.train.seed, "data")
+    view = ImageReader(index.source, facts.preprocessing, limits, config.data.fetch_threads, config.augment, seed)
+    rows = index.rows("train")
+    plan = Plan(len(rows), config.train.global_batch, seed)
+    steps = batches_per_block(plan.global_batch // world, config.data.block_steps)
+    return Task(plan, rows, view, task_cpus, steps), Validation(index.rows("val"), scan, task_cpus)

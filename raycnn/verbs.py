@@ -1,0 +1,136 @@
+"""The verbs as plain functions: a config in, the object that `--json` prints out.
+
+Each takes a Config, a mapping or the path of a YAML file, and the address of the Ray to use: `local` starts a private
+one on this machine, unless the process already uses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raycnn.config import Config, load_config
+
+Source = Config | dict[str, Any] | str | Path
+Show = Callable[[dict[str, Any], list[str]], None]
+
+
+def _silent(progress: dict[str, Any], lines: list[str]) -> None:
+    """Show nothing."""
+
+
+def index(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Index the source: every object becomes a row of the manifest or is quarantined with a reason.
+
+    Returns:
+        {rows, classes: {name: count}, splits: {name: count}, quarantined: [{key, reason}], duplicates, manifest}
+
+    Raises:
+        ConfigError, DataError, StorageError
+    """
+    from raycnn.cluster import connect
+    from raycnn.data.index import summary
+
+    settings = load_config(config)
+    with connect(address, verbose=verbose):
+        return summary(_index(settings, show))
+
+
+def train(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Train the run to its end; continues from its newest checkpoint if it has one.
+
+    Returns:
+        {run, status: finished | stopped_early | preempted, epochs, steps, resumed_from, best: {step, metrics},
+        checkpoint, seconds: {phase: s}, images_per_second}
+
+    Raises:
+        RaycnnError: see raycnn.errors for each kind.
+    """
+    from raycnn.cluster import connect
+    from raycnn.data.manifest import read_index
+    from raycnn.storage import open_store
+    from raycnn.training.fit import fit
+    from raycnn.training.run import check_identity, read_run
+
+    settings = load_config(config)
+    storage = open_store(settings.run.storage)
+    store = storage.child(settings.run.name)
+    facts = read_run(store)
+    if facts:
+        check_identity(settings, facts, store.uri)
+    with connect(address, verbose=verbose):
+        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
+        return fit(settings, store, pinned, show)
+
+
+def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Evaluate a checkpoint of the run; see raycnn.results.evaluate."""
+    from raycnn.cluster import connect
+    from raycnn.results.evaluate import evaluate as run
+
+    settings = load_config(config)
+    show({"phase": "evaluating"}, [])
+    with connect(address, verbose=verbose):
+        return run(settings)
+
+
+def predict(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Predict images with a checkpoint of the run; see raycnn.results.predict."""
+    from raycnn.cluster import connect
+    from raycnn.results.predict import predict as run
+
+    settings = load_config(config)
+    show({"phase": "predicting"}, [])
+    with connect(address, verbose=verbose):
+        return run(settings)
+
+
+def plan(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """What `train` would do and need, without training; see raycnn.training.dryrun."""
+    from raycnn.cluster import connect
+    from raycnn.training.dryrun import dry_run
+
+    settings = load_config(config)
+    with connect(address, verbose=verbose):
+        return dry_run(settings, _index(settings, show))
+
+
+def runs(storage: str) -> list[dict[str, Any]]:
+    """The runs below a storage folder: [{run, status, step, metric}]; see raycnn.results.runs."""
+    from raycnn.results.runs import list_runs
+
+    return list_runs(storage)
+
+
+def load(run: str, step: int | str = "best") -> Any:
+    """A trained network with its preprocessing and labels, as a torch module.
+
+    Args:
+        run: uri of the run's folder, run.storage/run.name.
+        step: which checkpoint: a step, best or latest.
+
+    Returns:
+        raycnn.results.classifier.Classifier
+    """
+    import torch
+
+    from raycnn.results.classifier import Classifier
+    from raycnn.results.inference import read_checkpoint
+    from raycnn.storage import open_store
+    from raycnn.training.run import find_commit
+
+    store = open_store(run)
+    facts, weights = read_checkpoint(store, find_commit(store, step))
+    return Classifier.load(weights, facts, "float32", torch.device("cpu"))
+
+
+def _index(config: Config, show: Show) -> Any:
+    from raycnn.data.index import build_index
+    from raycnn.storage import open_store
+
+    return build_index(
+        config,
+        open_store(config.run.storage),
+        lambda done, total: show({"indexed": done, "objects": total}, []),
+    )

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+
+from raycnn.training.losses import class_weights, cross_entropy_sum
+
+
+def batch(rows: int = 12, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, classes, generator=generator, requires_grad=True)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    valid = torch.arange(rows) % 3 != 1
+    return logits, labels, valid
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_equals_the_loss_of_the_valid_rows_alone(weights: Tensor | None, smoothing: float) -> None:
+    logits, labels, valid = batch()
+    loss = cross_entropy_sum(logits, labels, valid, class_weights_K=weights, label_smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    alone = logits[valid].detach().requires_grad_()
+    expected = F.cross_entropy(
+        alone, labels[valid], weight=weights, reduction="sum", label_smoothing=smoothing
+    )
+    (expected_gradient,) = torch.autograd.grad(expected, alone)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient[valid], expected_gradient)
+    assert torch.equal(gradient[~valid], torch.zeros_like(gradient[~valid]))
+
+
+def test_smoothing_is_the_smoothed_target() -> None:
+    logits, labels, valid = batch()
+    targets = F.one_hot(labels, 5) * 0.8 + 0.2 / 5
+    expected = -(targets * logits.log_softmax(1))[valid].sum()
+    torch.testing.assert_close(cross_entropy_sum(logits, labels, valid, label_smoothing=0.2), expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("label", [-1, 0, 999])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_masked_rows_give_exactly_no_gradient(bad: float, label: int, smoothing: float) -> None:
+    logits, labels, valid = batch()
+    clean = cross_entropy_sum(logits, labels, valid, label_smoothing=smoothing)
+    (clean_gradient,) = torch.autograd.grad(clean, logits)
+    poisoned = torch.where(valid[:, None], logits.detach(), bad).requires_grad_()
+    loss = cross_entropy_sum(
+        poisoned,
+        torch.where(valid, labels, label),
+        valid,
+        class_weights_K=torch.ones(5),
+        label_smoothing=smoothing,
+    )
+    (gradient,) = torch.autograd.grad(loss, poisoned)
+    assert torch.equal(loss, clean)
+    assert torch.equal(gradient, clean_gradient)
+
+
+def test_no_valid_row_is_a_zero_that_can_go_backward() -> None:
+    logits, labels, _ = batch()
+    loss = cross_entropy_sum(logits, labels, torch.zeros(12, dtype=torch.bool), class_weights_K=torch.ones(5))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
+    logits = torch.zeros(4096, 3, dtype=dtype)
+    loss = cross_entropy_sum(logits, torch.zeros(4096, dtype=torch.int64), torch.ones(4096, dtype=torch.bool))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(4096 * np.log(3), rel=1e-5)
+
+
+def test_a_valid_row_that_is_not_finite_shows() -> None:
+    logits = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]])
+    loss = cross_entropy_sum(logits, torch.tensor([0, 0]), torch.tensor([True, True]))
+    assert not torch.isfinite(loss)
+
+
+def test_balanced_class_weights_are_scikit_learns() -> None:
+    counts = np.array([7, 1, 40, 12])
+    labels = np.repeat(np.arange(4), counts)
+    weights = class_weights(counts, "balanced")
+    np.testing.assert_allclose(
+        weights, compute_class_weight("balanced", classes=np.arange(4), y=labels), rtol=1e-12
+    )
+    assert weights.dtype == np.float64
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced"])
+@pytest.mark.parametrize("counts", [[7, 1, 40, 12], [5, 5], [3, 0, 9], [0, 0, 1]])
+def test_class_weights_have_mean_one_over_the_rows(kind: str, counts: list[int]) -> None:
+    weights = class_weights(np.array(counts), kind)  # type: ignore[arg-type]
+    assert np.average(weights, weights=counts) == pytest.approx(1.0)
+
+
+def test_a_class_without_rows_weighs_nothing_when_balanced() -> None:
+    assert class_weights(np.array([3, 0, 9]), "balanced").tolist() == [2.0, 0.0, pytest.approx(2 / 3)]

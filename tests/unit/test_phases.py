@@ -1,0 +1,33 @@
+import pytest
+
+from raycnn.config import Phase
+from raycnn.data.plan import Plan
+from raycnn.training.due import due, evaluation_due
+from raycnn.training.phases import deepest, depth_at
+
+PLAN = Plan(num_rows=10, global_batch=4, seed=0)  # 2.5 steps an epoch
+PHASES = (Phase(depth=0, epochs=2), Phase(depth=2, epochs=1), Phase(depth="all", epochs=1))
+
+
+def test_depth_follows_from_the_step_alone():
+    assert [depth_at(step, PHASES, PLAN) for step in range(12)] == [0] * 5 + [2] * 3 + ["all"] * 4
+
+
+@pytest.mark.parametrize("depth", [0, 3, "all"])
+def test_one_depth_is_the_depth_of_every_step(depth):
+    assert {depth_at(step, depth, PLAN) for step in (0, 7, 1000)} == {depth}
+    assert deepest(depth) == depth
+
+
+def test_deepest_phase():
+    assert deepest(PHASES) == "all"
+    assert deepest(PHASES[:2]) == 2
+
+
+def test_evaluations_come_with_the_step_that_completes_an_epoch_and_at_the_end():
+    assert [step for step in range(1, 12) if evaluation_due(step, 1.0, PLAN, total=11)] == [3, 5, 8, 10, 11]
+    assert [step for step in range(1, 9) if evaluation_due(step, 2.0, PLAN, total=8)] == [5, 8]
+
+
+def test_due_at_multiples_and_at_the_end():
+    assert [step for step in range(1, 8) if due(step, 3, total=7)] == [3, 6, 7]
