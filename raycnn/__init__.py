@@ -2,6 +2,6 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import evaluate, index, load, plan, predict, runs, train
+from raycnn.verbs import doctor, evaluate, index, load, plan, predict, runs, train
 
-__all__ = ["Config", "RaycnnError", "evaluate", "index", "load", "load_config", "plan", "predict", "runs", "train"]
+__all__ = ["Config", "RaycnnError", "doctor", "evaluate", "index", "load", "load_config", "plan", "predict", "runs", "train"]

@@ -76,9 +76,7 @@ def run(arguments: Sequence[str], progress: Progress) -> Any:
     if verb == "runs" and path and not path.endswith((".yaml", ".yml")):
         return verbs.runs(path)
     if verb == "doctor":
-        from raycnn.doctor import diagnose
-
-        return diagnose(load_config(path, overrides) if path else None, address)
+        return verbs.doctor(load_config(path, overrides) if path else None, address=address)
     if path is None:
         raise ConfigError("no config given", where=f"raycnn {verb}", fix=f"raycnn {verb} CONFIG.yaml")
     config = load_config(path, overrides)
@@ -143,3 +141,7 @@ def _short(value: Any, limit: int = 20) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,8 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class CpuDivision:
-    """Ray CPUs: `per_rank` for each training rank, `task` for each decoding task, out of `total`.
+    """Ray CPUs: `per_rank` for each training rank, `task` for each decoding task, out of `total`; whether ranks get a
+    GPU each.
 
     Decoding always keeps at least one task per rank running: two ranks that hold both CPUs of a machine would wait
     for their first batch for ever.
@@ -35,6 +36,7 @@ class CpuDivision:
     total: float
     per_rank: float
     task: float
+    gpus: bool
 
 
 def divide_cpus(total: float, workers: int, *, gpus: bool) -> CpuDivision:
@@ -56,7 +58,15 @@ def divide_cpus(total: float, workers: int, *, gpus: bool) -> CpuDivision:
     per_rank = min(1.0, share / 2)
     if gpus and share >= 2:
         per_rank = 1.0
-    return CpuDivision(total, round(per_rank, 3), round(min(1.0, share - per_rank), 3))
+    return CpuDivision(total, round(per_rank, 3), round(min(1.0, share - per_rank), 3), gpus)
+
+
+def division(workers: int) -> CpuDivision:
+    """`divide_cpus` for the cluster that this process is connected to; GPUs are used where every rank can have one."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return divide_cpus(resources["CPU"], workers, gpus=resources.get("GPU", 0) >= workers)
 
 
 @contextlib.contextmanager

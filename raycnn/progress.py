@@ -67,7 +67,8 @@ class Progress:
         if step > first:
             speed = (step - first) / since
             text += f"  {speed * progress['rows']:.0f} images/s  {_duration((steps - step) / speed)} left"
-        return text + "".join(f"  {name} {progress[name]:.4g}" for name in ("loss", "val") if progress.get(name))
+        shown = (name for name in progress if name == "loss" or name.startswith("val "))
+        return text + "".join(f"  {name} {progress[name]:.4g}" for name in shown if progress[name] is not None)
 
 
 def _duration(seconds: float) -> str:

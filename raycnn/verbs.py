@@ -30,7 +30,7 @@ def index(config: Source, *, address: str = "local", show: Show = _silent, verbo
         ConfigError, DataError, StorageError
     """
     from raycnn.cluster import connect
-    from raycnn.data.index import summary
+    from raycnn.data.manifest import summary
 
     settings = load_config(config)
     with connect(address, verbose=verbose):
@@ -101,6 +101,20 @@ def runs(storage: str) -> list[dict[str, Any]]:
     from raycnn.results.runs import list_runs
 
     return list_runs(storage)
+
+
+def doctor(config: Source | None = None, *, address: str = "local") -> list[dict[str, Any]]:
+    """What could keep a run from working here: [{name, ok, detail, fix}]; see raycnn.doctor.
+
+    Args:
+        config: the run whose storage and source are tried; None: the machine and the cluster alone.
+        address: the Ray to check.
+    """
+    from dataclasses import asdict
+
+    from raycnn.doctor import checks
+
+    return [asdict(check) for check in checks(None if config is None else load_config(config), address)]
 
 
 def load(run: str, step: int | str = "best") -> Any:

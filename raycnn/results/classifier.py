@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         """From the bytes of a checkpoint."""
         network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size).module
         network.load_state_dict(decode_weights(weights), strict=True)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         return cls(network, facts, choose_precision(precision, device)).to(device)
 
     def forward(self, images_NHWC: Tensor) -> Tensor:

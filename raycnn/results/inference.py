@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raycnn.cluster import divide_cpus
+from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.dataset import ScanOrder, batches_per_block, blocks
 from raycnn.data.decode import Limits
@@ -45,9 +45,7 @@ def infer(config: Config, facts: NetworkFacts, weights: bytes, source: str, tabl
     import ray
 
     workers = config.train.workers
-    resources = ray.cluster_resources()
-    gpus = resources.get("GPU", 0) >= workers
-    division = divide_cpus(resources["CPU"], workers, gpus=gpus)
+    cpus = division(workers)
     reader = ImageReader(
         source,
         facts.preprocessing,
@@ -55,10 +53,10 @@ def infer(config: Config, facts: NetworkFacts, weights: bytes, source: str, tabl
         config.data.fetch_threads,
     )
     order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
-    dataset = blocks(reader, table, order, task_cpus=division.task, first=0, last=order.num_blocks)
+    dataset = blocks(reader, table, order, task_cpus=cpus.task, first=0, last=order.num_blocks)
     dataset = dataset.map_batches(
         Scorer, fn_constructor_args=(ray.put(weights), facts, config), batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=division.per_rank, num_gpus=1 if gpus else 0,
+        compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus.per_rank, num_gpus=1 if cpus.gpus else 0,
     )  # fmt: skip
     for got in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         real = got["row"] != PADDING

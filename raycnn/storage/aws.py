@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _NO_WHOLE_ANSWER: Final = (
+    aws.ConnectionError,
     aws.HTTPClientError,
     aws.IncompleteReadError,
     aws.FlexibleChecksumError,

@@ -25,6 +25,7 @@ from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed, R
 from raycnn.storage.base import Store
 
 KEY: Final = "lease.json"
+_KEEPER: Final = (sys.executable, "-P", "-m", "raycnn.storage.keeper")
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Lease:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "raycnn.storage.keeper", store.uri, self.owner, str(beat_s)],
+            [*_KEEPER, store.uri, self.owner, str(beat_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
@@ -171,7 +172,7 @@ def begin_group(store: Store, owner: str, newest_step: Callable[[LeaseRecord], i
         if old.epoch not in steps:
             steps[old.epoch] = newest_step(old)
         base = steps[old.epoch]
-        attempts = old.attempts + 1 if base == old.bases[old.epoch] else 1
+        attempts = old.attempts + 1 if base == old.bases.get(old.epoch) else 1
         return replace(old, epoch=old.epoch + 1, attempts=attempts, bases={**old.bases, old.epoch + 1: base})
 
     return _change(store, begin)

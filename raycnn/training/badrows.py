@@ -17,13 +17,13 @@ class BadRows:
 
     Args:
         table: the training rows.
-        objects: all objects of the index, quarantined ones included.
+        rows: all rows of the index.
         quarantined: those that the index quarantined.
-        budget: share of the objects that may be bad.
+        budget: share of rows and quarantined objects that may be bad.
     """
 
     table: pa.Table
-    objects: int
+    rows: int
     quarantined: int
     budget: float
 
@@ -36,11 +36,11 @@ class BadRows:
         keys = self.table["key"].take(pa.array([row for row, _ in failures])).to_pylist()
         reasons = [reason for _, reason in failures]
         bad = {**state.bad_rows, **dict(zip(keys, reasons, strict=True))}
-        found = self.quarantined + len(bad)
-        if found > self.budget * self.objects:
+        found, objects = self.quarantined + len(bad), self.quarantined + self.rows
+        if found > self.budget * objects:
             named = ", ".join(f"{key} ({reason})" for key, reason in list(bad.items())[:20])
             raise DataError(
-                f"{found} of {self.objects} images cannot be read, over the budget; in training: {named}",
+                f"{found} of {objects} images cannot be read, over the budget; in training: {named}",
                 where="data.bad_image_budget",
                 fix="repair or remove them and index again, or raise the budget",
             )

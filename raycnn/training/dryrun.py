@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from raycnn.cluster import divide_cpus
+from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
@@ -34,11 +34,6 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     Raises:
         ConfigError: a depth that the network does not have, workers that do not fit.
     """
-    import ray
-
-    resources = ray.cluster_resources()
-    gpus = resources.get("GPU", 0) >= config.train.workers
-    division = divide_cpus(resources["CPU"], config.train.workers, gpus=gpus)
     rows = {split: index.rows(split) for split in ("train", "val")}
     plan = Plan(len(rows["train"]), config.train.global_batch, 0)
     total = plan.steps(config.train.epochs)
@@ -52,7 +47,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
         "stages": [{"name": stage.name, "parameters": stage.parameters} for stage in learner.stages.stages],
         "trainable_parameters": sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
         "steps": total,
-        "cpus": asdict(division),
+        "cpus": asdict(division(config.train.workers)),
         "estimates": {
             "seconds": round(total * step_s + evaluations * chunks * chunk_s, 1),
             "bytes_read": round(config.train.epochs * sizes["train"] + evaluations * sizes["val"]),

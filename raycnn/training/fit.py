@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raycnn.cluster import divide_cpus
+from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
@@ -45,8 +45,6 @@ def fit(config: Config, store: Store, index: Index, show: Show) -> dict[str, Any
     """
     with acquire(store, lambda record: newest_step(store, record)) as lease, asked_to_leave() as leaving:
         record = read_lease(store)
-        if record is None:
-            raise NoProgressError("the lease vanished while it was held", where=store.uri)
         create_run(config, store, index.hash, index.classes)
         commit = checkpoint.latest(store, record)
         if commit is None:
@@ -106,7 +104,7 @@ def _run_workers(config: Config, index: str, lease: Lease, leaving: threading.Ev
     import ray
 
     started = time.perf_counter()
-    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    monitor: Any = ray.remote(num_cpus=0)(Monitor).remote()
     died: list[BaseException] = []
     thread = threading.Thread(target=_fit_quietly, args=(config, index, lease.owner, monitor, died), daemon=True)
     thread.start()
@@ -118,7 +116,7 @@ def _run_workers(config: Config, index: str, lease: Lease, leaving: threading.Ev
             asked = True
             monitor.ask_to_leave.remote()
     show(*ray.get(monitor.read.remote()))
-    outcome = ray.get(monitor.outcome.remote())
+    outcome: dict[str, Any] | RaycnnError | None = ray.get(monitor.outcome.remote())
     ray.kill(monitor)
     lease.check()
     if isinstance(outcome, RaycnnError):
@@ -129,21 +127,19 @@ def _run_workers(config: Config, index: str, lease: Lease, leaving: threading.Ev
         raise NoProgressError(f"the workers could not run: {reason}", where=config.run.name, fix=fix)
     known = sum(outcome["seconds"].values())
     outcome["seconds"]["start"] += max(0.0, time.perf_counter() - started - known)
-    return dict(outcome)
+    return outcome
 
 
 def _fit_quietly(config: Config, index: str, owner: str, monitor: Any, died: list[BaseException]) -> None:
     """TorchTrainer.fit in a thread of its own, where it leaves the signal handlers alone."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = ray.cluster_resources().get("GPU", 0) >= config.train.workers
-    division = divide_cpus(ray.cluster_resources()["CPU"], config.train.workers, gpus=gpus)
-    job = Job(config, index, owner, division.task, monitor)
+    cpus = division(config.train.workers)
+    job = Job(config, index, owner, cpus.task, monitor)
     scaling = ScalingConfig(
-        num_workers=config.train.workers, use_gpu=gpus,
-        resources_per_worker={"CPU": division.per_rank, **({"GPU": 1} if gpus else {})},
+        num_workers=config.train.workers, use_gpu=cpus.gpus,
+        resources_per_worker={"CPU": cpus.per_rank, **({"GPU": 1} if cpus.gpus else {})},
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
         # Ray gets no checkpoint from us and a fresh name each time, so that it never resumes anything by itself;
@@ -152,10 +148,10 @@ def _fit_quietly(config: Config, index: str, owner: str, monitor: Any, died: lis
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}", storage_path=scratch,
             failure_config=FailureConfig(max_failures=-1),
         )  # fmt: skip
-        backend = TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600)
+        backend = TorchConfig(backend="nccl" if cpus.gpus else "gloo", timeout_s=600)
         try:
             TorchTrainer(
-                run_rank, train_loop_config=job, scaling_config=scaling, run_config=run, torch_config=backend
+                run_rank, train_loop_config={"job": job}, scaling_config=scaling, run_config=run, torch_config=backend
             ).fit()
         except Exception as error:  # whatever ends Ray's own machinery is told to the user by the main thread
             died.append(error)
@@ -163,10 +159,10 @@ def _fit_quietly(config: Config, index: str, owner: str, monitor: Any, died: lis
 
 def _result(config: Config, plan: Plan, outcome: dict[str, Any]) -> dict[str, Any]:
     state: TrainState = outcome["state"]
-    best = None
+    best: dict[str, Any] | None = None
     metric = config.train.metric
     for evaluation in state.evaluations:
-        if is_better(evaluation["metrics"][metric], best and best["metrics"][metric], metric_mode(metric)):
+        if is_better(evaluation["metrics"][metric], best["metrics"][metric] if best else None, metric_mode(metric)):
             best = evaluation
     seconds = {phase: round(value, 3) for phase, value in outcome["seconds"].items()}
     rows = (state.step - outcome["first_step"]) * config.train.global_batch

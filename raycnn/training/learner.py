@@ -97,7 +97,7 @@ class Learner:
             class_weights_K=self.class_weights_K, label_smoothing=self.config.loss.label_smoothing,
         )  # fmt: skip
         # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
-        self.scaler.scale(loss_sum * (self.world / max(global_count, 1.0))).backward()
+        self.scaler.scale(loss_sum * (self.world / max(global_count, 1.0))).backward()  # type: ignore[no-untyped-call]
         return loss_sum.detach()
 
     def step(self, lr: float) -> float:

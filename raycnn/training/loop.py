@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ from raycnn.training.validation import Validation
 class Clock:
     """Seconds by phase."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -105,14 +105,19 @@ def train(
         state = replace(state, step=step + 1)
 
         if due(state.step, config.train.log_every, total):
-            (loss,) = ranks.sum([float(loss_sum)])
-            loss = loss / agreed.count if agreed.count else None
+            (total_loss,) = ranks.sum([float(loss_sum)])
+            loss = total_loss / agreed.count if agreed.count else None
             recorder.line(state, lr=lr, loss=loss, gradient_norm=norm, seconds=dict(clock.seconds))
+            if reporter:
+                reporter.progress(loss=loss)
         evaluated = evaluation_due(state.step, config.train.eval_every, plan, total)
         if evaluated:
             with clock("evaluate"):
                 state = state.evaluated(validation.metrics(learner, ranks))
-            recorder.line(state, **{f"val_{k}": v for k, v in state.evaluations[-1]["metrics"].items()})
+            metrics = state.evaluations[-1]["metrics"]
+            recorder.line(state, **{f"val_{name}": value for name, value in metrics.items()})
+            if reporter:
+                reporter.progress(**{f"val {config.train.metric}": metrics[config.train.metric]})
         if evaluated or due(state.step, config.train.checkpoint_every, total):
             with clock("checkpoint"):
                 recorder.commit(learner, state, evaluated)

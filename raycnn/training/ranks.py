@@ -30,7 +30,7 @@ class Ranks:
         self.distributed = dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
         self.world = dist.get_world_size() if self.distributed else 1
-        self._group = dist.new_group(backend="gloo") if self.distributed else None
+        self._group: Any = dist.new_group(backend="gloo") if self.distributed else None
 
     def agree(self, count: int, *, leaving: bool, failed: bool, bad_rows: int) -> Agreement:  # all ranks
         """Valid rows of the global batch, and whether any rank wants to leave, failed, or met unreadable rows."""
@@ -52,7 +52,7 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def from_first(self, value: T | None) -> T:  # all ranks
+    def from_first(self, value: T | RaycnnError | None) -> T:  # all ranks
         """Rank 0's value, or its RaycnnError, raised on every rank."""
         box: list[Any] = [value]
         if self.distributed:

@@ -56,10 +56,11 @@ class Job:
     monitor: Any
 
 
-def run_rank(job: Job) -> None:
+def run_rank(told: dict[str, Job]) -> None:
     """Train as one rank of the worker group. A RaycnnError ends the group as an outcome, which Ray does not retry."""
     import ray
 
+    job = told["job"]
     logging.captureWarnings(True)
     ranks = Ranks()
     reporter = Reporter(job.monitor) if ranks.rank == 0 else None
@@ -80,7 +81,8 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
     with clock("start"):
-        record, commit = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
+        resume: tuple[LeaseRecord, Commit] = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
+        record, commit = resume
         if reporter:
             reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
         index = read_index(storage, job.index, columns=[*COLUMNS, "label", "split"])
@@ -89,7 +91,7 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
         learner = _learner(config, state, index, device, ranks.world)
         learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
         task, validation = _task(config, state, index, job.task_cpus, ranks.world)
-        bad_rows = BadRows(task.table, index.num_objects, len(index.quarantine), config.data.bad_image_budget)
+        bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
         recorder = Recorder(Run(store, config, record, ranks.world) if ranks.rank == 0 else None, commit)
     steps = task.plan.steps(config.train.epochs)
     if reporter:

@@ -20,10 +20,9 @@ from tests.support.ray_head import RayHead, ray_head
 def head() -> Iterator[RayHead]:
     with ray_head() as running:
         yield running
-        ids = running.processes()
-        assert ids
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ids)
     assert not running.temp_dir.exists()
+    with pytest.raises(urllib.error.URLError):
+        status_of_jobs(running, None)
 
 
 def submit(head: RayHead, environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +67,13 @@ def test_job_api_asks_for_the_token(head: RayHead) -> None:
 
 def test_doctor_sees_the_authentication(head: RayHead) -> None:
     assert cluster_authentication(head.dashboard_url).ok is True
+
+
+def test_doctor_joins_with_the_token_alone(head: RayHead) -> None:
+    ask = f"from raycnn.doctor import checks; print([c for c in checks(None, {head.address!r}) if 'cluster' in c.name])"
+    for environment, found in ((head.environment, "asks for a token"), (head.without_token, "cannot be joined")):
+        told = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True)
+        assert found in told.stdout, told.stderr
 
 
 def test_token_file_is_its_owners_alone(head: RayHead) -> None:

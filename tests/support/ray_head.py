@@ -87,6 +87,7 @@ def _prepare(folder: Path) -> RayHead:
     home.mkdir()
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     clean |= {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    clean["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray puts the machine's own address in place of loopback
     gcs, dashboard = _free_ports(2)
     return RayHead(
         address=f"127.0.0.1:{gcs}",

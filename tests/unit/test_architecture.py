@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     {"errors", "config"},
-    {"storage", "cluster", "progress"},
+    {"storage", "cluster"},
     {"data"},
     {"models"},
     {"training"},
     {"search"},
     {"results"},
-    {"", "verbs", "cli", "demo", "doctor"},  # "" is raycnn/__init__.py, the verbs as Python functions
+    {"", "verbs", "cli", "progress", "demo", "doctor"},  # "" is raycnn/__init__.py, the verbs as Python functions
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 PURE = [

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from raycnn.errors import CheckpointError, ObjectNotFound, RunBusyError, StorageError
-from raycnn.storage.local import LocalStore
 from raycnn.storage.lease import LeaseRecord
+from raycnn.storage.local import LocalStore
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 
@@ -201,8 +201,9 @@ def test_a_newer_format_is_refused_with_code_7(store: LocalStore) -> None:
 
 def test_best_is_the_first_of_the_best_evaluated(store: LocalStore) -> None:
     values = {10: None, 20: 0.5, 30: 0.75, 40: 0.75, 50: 0.25}
-    found = [write(store, step, metrics=value and {"loss": value, "auroc": None}) for step, value in values.items()]
-    found = checkpoint.commits(store, None) + [Commit(60, 1, {}), Commit(70, 1, {"metrics": {}})]
+    for step, value in values.items():
+        write(store, step, metrics=value and {"loss": value, "auroc": None})
+    found = [*checkpoint.commits(store, None), Commit(60, 1, {}), Commit(70, 1, {"metrics": {}})]
     assert [checkpoint.best(found, "loss", mode).step for mode in ("max", "min")] == [30, 50]
     assert checkpoint.best(found, "auroc", "max") is None
     assert checkpoint.best([], "loss", "max") is None

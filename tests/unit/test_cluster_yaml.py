@@ -66,11 +66,7 @@ def pinned(cluster: Cluster) -> bool:
     wheel = f"~/raycnn-{project['version']}-py3-none-any.whl"
     asked = next(r for r in map(Requirement, project["dependencies"]) if r.name == "ray")
     exact = {Requirement(word).name: Requirement(word) for word in installed_by_pip(cluster) if "==" in word}
-    wheels = {
-        re.sub(r"\[.*", "", word).replace("$HOME", "~")
-        for word in installed_by_pip(cluster)
-        if ".whl" in word
-    }
+    wheels = {re.sub(r"\[.*", "", word).replace("$HOME", "~") for word in installed_by_pip(cluster) if ".whl" in word}
     return (
         len(exact) + len(wheels) == len(set(installed_by_pip(cluster)))
         and wheels == {wheel}
@@ -89,13 +85,8 @@ def spot_only_workers(cluster: Cluster) -> bool:
     return (
         "InstanceMarketOptions" not in head["node_config"]
         and head["max_workers"] == 0
-        and all(
-            n["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"} for n in workers(cluster)
-        )
-        and all(
-            n.get("min_workers") == 0 < n.get("max_workers", 0) <= cluster["max_workers"]
-            for n in workers(cluster)
-        )
+        and all(n["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"} for n in workers(cluster))
+        and all(n.get("min_workers") == 0 < n.get("max_workers", 0) <= cluster["max_workers"] for n in workers(cluster))
     )
 
 
@@ -108,22 +99,15 @@ RULES: dict[str, Callable[[Cluster], bool]] = {
         "chmod 600 ~/.ray/auth_token" in c[f"{k}_setup_commands"] for k in ("head", "worker")
     ),
     "no secret inline": no_secret,
-    "dashboard on loopback": lambda c: all(
-        "--dashboard-host=127.0.0.1" in s for s in start_commands(c, "head")
-    ),
+    "dashboard on loopback": lambda c: all("--dashboard-host=127.0.0.1" in s for s in start_commands(c, "head")),
     "instance profile": every_node(lambda n: bool(n.get("IamInstanceProfile", {}).get("Name"))),
     "own security group": every_node(lambda n: bool(n.get("SecurityGroupIds"))),
-    "nothing open to the world": lambda c: (
-        "security_group" not in c["provider"] and "0.0.0.0" not in json.dumps(c)
-    ),
-    "no inbound SSH": lambda c: bool(
-        c["auth"].get("ssh_proxy_use_node_id") and c["provider"].get("use_internal_ips")
-    ),
+    "nothing open to the world": lambda c: "security_group" not in c["provider"] and "0.0.0.0" not in json.dumps(c),
+    "no inbound SSH": lambda c: bool(c["auth"].get("ssh_proxy_use_node_id") and c["provider"].get("use_internal_ips")),
     "IMDSv2": every_node(lambda n: n.get("MetadataOptions", {}).get("HttpTokens") == "required"),
     "encrypted disks": every_node(
         lambda n: (
-            bool(n.get("BlockDeviceMappings"))
-            and all(d["Ebs"].get("Encrypted") for d in n["BlockDeviceMappings"])
+            bool(n.get("BlockDeviceMappings")) and all(d["Ebs"].get("Encrypted") for d in n["BlockDeviceMappings"])
         )
     ),
     "pinned versions": pinned,

@@ -33,9 +33,7 @@ def test_a_bomb_is_refused_without_allocating_it() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadImage, match="too many pixels"):
         decode(BROKEN["bomb.png"][0](0), LIMITS)
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
-    )  # KiB; the pixels are 1.6 GB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB; the pixels are 1.6 GB
 
 
 def test_the_format_is_of_the_content() -> None:
@@ -51,9 +49,7 @@ def test_every_exif_orientation_ends_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for format_ in ("PNG", "TIFF"):
-        assert np.array_equal(np.asarray(decode(encode(stored, format_, exif=exif), LIMITS)), pixels(2)), (
-            format_
-        )
+        assert np.array_equal(np.asarray(decode(encode(stored, format_, exif=exif), LIMITS)), pixels(2)), format_
 
 
 def test_a_broken_exif_block_loses_no_image() -> None:

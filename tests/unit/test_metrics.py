@@ -19,7 +19,7 @@ from raycnn.training.metrics import (
     should_stop,
 )
 
-SHAPES = [(1, 2), (1, 7), (2, 2), (5, 3), (40, 2), (200, 2), (200, 4), (300, 10), (500, 7), (30, 20)]
+SHAPES = [(1, 2), (1, 7), (2, 2), (5, 3), (40, 2), (40, 5), (40, 6), (200, 2), (200, 4), (300, 10), (500, 7), (30, 20)]
 
 
 def sample(rows: int, classes: int, seed: int, *, ties: bool = False) -> tuple[Any, Any]:
@@ -102,6 +102,12 @@ def test_a_class_without_rows_is_left_out_of_the_means() -> None:
     assert measured["auroc"] is not None
 
 
+def test_equal_logits_rank_in_class_order() -> None:
+    measured = classification_metrics(np.zeros((7, 7), np.float32), np.arange(7))
+    assert measured["accuracy"] == pytest.approx(1 / 7)
+    assert measured["top5"] == pytest.approx(5 / 7)
+
+
 def test_one_class_alone_has_no_auroc() -> None:
     logits, _ = sample(9, 3, 0)
     assert classification_metrics(logits, np.ones(9, int))["auroc"] is None
@@ -150,9 +156,7 @@ def test_details_are_scikit_learns(rows: int, classes: int) -> None:
     found = details(logits, labels, names)
     confusion = sk.confusion_matrix(labels, predicted, labels=np.arange(classes))
     assert found["confusion"] == confusion.tolist()
-    ratios = sk.precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(classes), zero_division=np.nan
-    )
+    ratios = sk.precision_recall_fscore_support(labels, predicted, labels=np.arange(classes), zero_division=np.nan)
     assert [row["class"] for row in found["per_class"]] == names
     assert [row["rows"] for row in found["per_class"]] == ratios[3].tolist()
     for key, column in zip(("precision", "recall", "f1"), ratios, strict=False):

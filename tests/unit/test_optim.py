@@ -21,9 +21,7 @@ def test_norms_and_biases_are_not_decayed() -> None:
     optimizer = build_optimizer(net.named_parameters(), OptimConfig(weight_decay=0.5))
     decayed, plain = optimizer.param_groups
     assert [id(p) for p in decayed["params"]] == [id(net[0].weight), id(net[3].weight)]
-    assert [id(p) for p in plain["params"]] == [
-        id(p) for p in (net[0].bias, *net[1].parameters(), net[3].bias)
-    ]
+    assert [id(p) for p in plain["params"]] == [id(p) for p in (net[0].bias, *net[1].parameters(), net[3].bias)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
 
 
@@ -45,9 +43,7 @@ def test_a_step_without_gradient_shrinks_only_what_decays(name: str) -> None:
 
 
 def test_sgd_and_adamw_take_their_settings() -> None:
-    sgd = build_optimizer(
-        network().named_parameters(), OptimConfig(name="sgd", lr=0.3, momentum=0.8, nesterov=True)
-    )
+    sgd = build_optimizer(network().named_parameters(), OptimConfig(name="sgd", lr=0.3, momentum=0.8, nesterov=True))
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.3, 0.8, True)
     adamw = build_optimizer(network().named_parameters(), OptimConfig(name="adamw", lr=0.3, momentum=0.8))
@@ -107,6 +103,7 @@ def test_warmup_then_cosine() -> None:
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == 0.0
     assert rates[99] > 0
+    assert learning_rate(150, 100, 5.0, config) == 0.0  # a run that goes on past its end does not rise again
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
@@ -115,9 +112,7 @@ def test_cosine_without_warmup_is_torchs() -> None:
     optimizer = torch.optim.SGD([parameter], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
     for step in range(40):
-        assert learning_rate(step, 40, 7.5, OptimConfig(lr=0.3)) == pytest.approx(
-            schedule.get_last_lr()[0], abs=1e-12
-        )
+        assert learning_rate(step, 40, 7.5, OptimConfig(lr=0.3)) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         schedule.step()
 

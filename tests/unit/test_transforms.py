@@ -44,13 +44,11 @@ def draws(**named: float) -> npt.NDArray[np.float64]:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
 @pytest.mark.parametrize("size", [(60, 45), (45, 61), (300, 31), (500, 375), (20, 20)])
 @pytest.mark.parametrize("fraction", [0.875, 1.0, 32 / 41])
-def test_the_evaluation_view_is_torchvisions(
-    interpolation: str, size: tuple[int, int], fraction: float
-) -> None:
+def test_the_evaluation_view_is_torchvisions(interpolation: str, size: tuple[int, int], fraction: float) -> None:
     prep = dataclasses.replace(PREP, interpolation=interpolation, crop_fraction=fraction)
-    reference = v2.Compose(
-        [v2.Resize(round(32 / fraction), v2.InterpolationMode(interpolation)), v2.CenterCrop(32)]
-    )(image(*size))
+    reference = v2.Compose([v2.Resize(round(32 / fraction), v2.InterpolationMode(interpolation)), v2.CenterCrop(32)])(
+        image(*size)
+    )
     seen = eval_view(image(*size), prep)
     assert seen.shape == (32, 32, 3)
     assert seen.dtype == np.uint8

@@ -1,0 +1,178 @@
+"""A network as an ordered list of stages with a head, and its split into a frozen prefix and a suffix that trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, groupby, pairwise
+from typing import Literal
+
+from torch import nn
+
+from raycnn.errors import ConfigError
+from raycnn.models.tracing import Cut, Trace, Untraceable, trace
+from raycnn.models.zoo import Network, preprocessing
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some consecutive layers.
+
+    Args:
+        name: path of its first module, or first..last.
+        parameters: how many numbers it trains.
+        parameter_names: in the order of the network's parameters.
+    """
+
+    name: str
+    parameters: int
+    parameter_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """suffix(prefix(x)) is the network; both share its parameters under their names. No prefix: all is suffix."""
+
+    prefix: nn.Module | None
+    suffix: nn.Module
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a network.
+
+    Args:
+        stages: from input to output, each with parameters; the head is not among them.
+        head: the classifier module.
+        cuttable: whether the network can be split; if not, one stage holds all but its class layer.
+    """
+
+    stages: tuple[Stage, ...]
+    head: Stage
+    cuttable: bool
+    _network: Network
+    _trace: Trace | None
+    _ends: tuple[Cut, ...]
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages beside the head: the deepest depth, the same as `all`."""
+        return len(self.stages)
+
+    def split(self, depth: int | Literal["all"]) -> Split:
+        """The network in two, where the suffix is the head and the last `depth` stages.
+
+        Raises:
+            ConfigError: more stages than there are, or a number for a network that cannot be cut.
+        """
+        name = self._network.name
+        if self._trace is None:
+            if depth == "all":
+                return Split(None, self._network.module)
+            raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
+        if depth == "all":
+            depth = self.num_stages
+        if not 0 <= depth <= self.num_stages:
+            fix = f"use 0 to {self.num_stages}, or all"
+            raise ConfigError(f"{name} has {self.num_stages} stages", where=f"model.unfreeze {depth}", fix=fix)
+        if depth == self.num_stages:
+            return Split(None, self._trace.part(None, None))
+        cut = self._ends[self.num_stages - depth - 1]
+        return Split(self._trace.part(None, cut), self._trace.part(cut, None))
+
+
+def find(network: Network) -> Stages:
+    """The stages of the network, found by tracing it at its native image size.
+
+    The head is the top module that holds the class layer, with the dropout right before it. Stages end at the
+    last cut of each spatial resolution before the head, between two blocks where there is such a one; a stage
+    without parameters joins its neighbour. A network that cannot be cut is named in a warning.
+    """
+    module = network.module
+    top = network.classifier.partition(".")[0]
+    try:
+        traced = trace(module, preprocessing(network.name).image_size)
+        head_cut = _head_cut(traced, top + ".")
+        ends = _ends(traced, head_cut)
+    except Untraceable as reason:
+        _log.warning("%s cannot be cut into stages, it trains at depth all only: %s", network.name, reason)
+        names = [name for name, _ in module.named_parameters()]
+        head = [name for name in names if name.startswith(network.classifier + ".")]
+        body = _stage(module, set(names) - set(head))
+        return Stages((body,), _stage(module, set(head)), False, network, None, ())
+    starts = [0, *(end.index + 1 for end in ends)]
+    *stages, head_stage = (
+        _stage(module, _names(traced, start, stop)) for start, stop in pairwise([*starts, len(traced.nodes)])
+    )
+    return Stages(tuple(stages), head_stage, True, network, traced, ends)
+
+
+def _head_cut(traced: Trace, head: str) -> Cut:
+    """The last cut before the head's first parameter or dropout: pooled features are small to keep and to send."""
+    body = [i for i, names in enumerate(traced.states) if any(not name.startswith(head) for name in names)]
+    cuts = [cut for cut in traced.cuts if cut.index >= max(body, default=0)]
+    if not cuts or any(name.startswith(head) for name in _names(traced, 0, cuts[0].index + 1)):
+        raise Untraceable(f"no single tensor goes into its head {head[:-1]}")
+    stop = cuts[0].index + 1
+    while not traced.states[stop] and not _stops(traced, stop):
+        stop += 1
+    return [cut for cut in cuts if cut.index < stop][-1]
+
+
+def _stops(traced: Trace, index: int) -> bool:
+    """Whether the node is a dropout, or the network's output."""
+    node = traced.nodes[index]
+    if node.op != "call_module":
+        return node.op == "output" or node.target is nn.functional.dropout
+    return isinstance(traced.module.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd)
+
+
+def _ends(traced: Trace, head_cut: Cut) -> tuple[Cut, ...]:
+    """The cut that ends each stage."""
+    cuts = [cut for cut in traced.cuts if cut.index <= head_cut.index]
+    runs = [list(run) for _, run in groupby(cuts, key=lambda cut: cut.resolution)]
+    # inside an inverted bottleneck lie cuts with six times the channels of those between two blocks
+    candidates = [max(run, key=lambda cut: (-cut.num_blocks, cut.index)) for run in runs[:-1]]
+    parameters = {name for name, _ in traced.module.named_parameters()}
+    ends: list[Cut] = []
+    start = 0
+    for cut in [*candidates, head_cut]:
+        if parameters & _names(traced, start, cut.index + 1):
+            ends.append(cut)
+        elif ends:
+            ends[-1] = cut
+        else:
+            continue
+        start = cut.index + 1
+    return tuple(ends)
+
+
+def _names(traced: Trace, start: int, stop: int) -> set[str]:
+    return set(chain.from_iterable(traced.states[start:stop]))
+
+
+def _stage(module: nn.Module, names: Iterable[str]) -> Stage:
+    chosen = {name: tensor for name, tensor in module.named_parameters() if name in set(names)}
+    return Stage(_name(module, tuple(chosen)), sum(t.numel() for t in chosen.values()), tuple(chosen))
+
+
+def _name(module: nn.Module, names: tuple[str, ...]) -> str:
+    """The largest modules that lie in it whole: the first one, or first..last."""
+    outside = {name for name, _ in module.named_parameters()} - set(names)
+    tops = [_top(name, outside) for name in names]
+    first, last = tops[0], tops[-1]
+    parent = first.rpartition(".")[0]
+    last = last.removeprefix(parent + ".") if parent else last
+    return first if first == tops[-1] else f"{first}..{last}"
+
+
+def _top(name: str, outside: set[str]) -> str:
+    parts = name.split(".")
+    for size in range(1, len(parts)):
+        path = ".".join(parts[:size])
+        if not any(other.startswith(path + ".") for other in outside):
+            return path
+    return name

@@ -1,0 +1,158 @@
+"""Networks by name: torchvision/NAME, timm/NAME, reference/NAME."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+import torchvision.models
+from torch import nn
+
+from raycnn.data.transforms import Preprocessing
+from raycnn.errors import ConfigError
+from raycnn.models import reference
+
+AUXILIARY: Final = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
+"""State-dict prefixes of the auxiliary heads, which are never built."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and what it expects.
+
+    Args:
+        name: ZOO/NAME.
+        module: float32 images_NCHW to logits_NK.
+        classifier: dotted path of the last class layer, the one that num_classes decides.
+        preprocessing: of its pretrained config, at the image size in use.
+    """
+
+    name: str
+    module: nn.Module
+    classifier: str
+    preprocessing: Preprocessing
+
+
+def build(name: str, num_classes: int, *, seed: int, image_size: int | None = None) -> Network:
+    """The network with random weights, which depend on `seed` alone; no file or network is touched.
+
+    The class layer has num_classes outputs, auxiliary heads are left out, and no dropout works in place (a
+    suffix must not write to the prefix's output, which others may share). torch's random state stays as it was.
+
+    Args:
+        image_size: side of the input, in place of the pretrained config's; the crop fraction stays.
+
+    Raises:
+        ConfigError: an unknown name, or timm is not installed.
+    """
+    native = preprocessing(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = create(name, num_classes)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.inplace = False
+    size = native.image_size if image_size is None else image_size
+    return Network(name, module, _classifier(name, module, num_classes), replace(native, image_size=size))
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """The preprocessing of the network's default weights, at its native image size.
+
+    Raises:
+        ConfigError: an unknown name, or timm is not installed.
+    """
+    zoo, short = _known(name)
+    if zoo == "reference":
+        return reference.PREPROCESSING
+    if zoo == "torchvision":
+        view = torchvision.models.get_model_weights(short).DEFAULT.transforms()
+        size, resized = view.crop_size[0], view.resize_size[0]
+        return Preprocessing(size, size / resized, view.interpolation.value, tuple(view.mean), tuple(view.std))
+    config = _timm().get_pretrained_cfg(short)
+    size = config.input_size[-1]
+    return Preprocessing(size, config.crop_pct, config.interpolation, tuple(config.mean), tuple(config.std))
+
+
+def create(name: str, num_classes: int | None = None, *, pretrained: bool = False) -> nn.Module:
+    """The zoo's own module, with its own number of classes unless told otherwise.
+
+    Args:
+        pretrained: with the zoo's default weights, downloaded where they are not cached; errors are the zoo's.
+    """
+    zoo, short = _known(name)
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if zoo == "reference":
+        return reference.NETWORKS[short](**options)
+    if zoo == "timm":
+        return _as_module(_timm().create_model(short, pretrained=pretrained, **options))
+    if name in AUXILIARY:
+        # transform_input goes from ImageNet's mean and std to the ones that these two were trained with
+        options |= {"aux_logits": False, "transform_input": True}
+        options |= {} if pretrained else {"init_weights": True}
+    weights = "DEFAULT" if pretrained else None
+    return _as_module(torchvision.models.get_model(short, weights=weights, **options))
+
+
+def names(zoo: str) -> list[str]:
+    """All names of one zoo (torchvision, timm or reference), without the zoo."""
+    if zoo == "torchvision":
+        return list(torchvision.models.list_models(module=torchvision.models))
+    return list(_timm().list_models()) if zoo == "timm" else list(reference.NETWORKS)
+
+
+def _known(name: str) -> tuple[str, str]:
+    """(zoo, name in it) of a network that exists; ConfigError otherwise."""
+    zoo, _, short = name.partition("/")
+    if zoo not in ("torchvision", "timm", "reference") or not short:
+        fix = "give torchvision/NAME, timm/NAME or reference/NAME"
+        raise ConfigError(f"unknown network {name!r}", where="model.name", fix=fix)
+    if zoo == "timm" and "." in short:
+        tags = list(_timm().list_pretrained(short.partition(".")[0] + ".*"))
+        if short not in tags:
+            raise _unknown(name, zoo, tags or names(zoo))
+    elif short not in names(zoo):
+        raise _unknown(name, zoo, names(zoo))
+    return zoo, short
+
+
+def _unknown(name: str, zoo: str, known: Iterable[str]) -> ConfigError:
+    close = difflib.get_close_matches(name.partition("/")[2].lower(), known, n=3, cutoff=0.5)
+    meant = " or ".join(f"{zoo}/{other}" for other in close)
+    fix = f"did you mean {meant}?" if close else f"see the documentation of {zoo} for its names"
+    return ConfigError(f"unknown network {name!r}", where="model.name", fix=fix)
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+        import timm.models
+    except ImportError:
+        fix = "pip install 'raycnn[timm]'"
+        raise ConfigError("timm is not installed", where="model.name", fix=fix) from None
+    return timm.models
+
+
+def _classifier(name: str, module: nn.Module, num_classes: int) -> str:
+    """Path of the class layer: timm names it; elsewhere it is the last layer of that width."""
+    if name.startswith("timm/"):
+        config: Any = module.pretrained_cfg
+        if isinstance(config["classifier"], str):
+            return config["classifier"]
+        raise ConfigError(f"{name} does not have one class layer", where="model.name", fix="use another network")
+    return [path for path, layer in module.named_modules() if _width(layer) == num_classes][-1]
+
+
+def _width(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _as_module(module: object) -> nn.Module:
+    assert isinstance(module, nn.Module)
+    return module

@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import raycnn
+from raycnn.errors import CheckpointError, DivergedError
+from raycnn.storage import open_store
+from tests.support.runs import final_hashes, metrics
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def settings(source, storage, name="run", **changes):
+    config = {
+        "run": {"name": name, "storage": str(storage)},
+        "data": {"source": str(source), "val_fraction": 0.15, "test_fraction": 0.15, "stratify": True},
+        "model": {"name": "reference/lenet", "weights": "none"},
+        "augment": {"crop_scale": [0.8, 1.0], "hflip": 0.0},
+        "optim": {"name": "sgd", "lr": 0.1, "warmup_epochs": 0.5},
+        "train": {"epochs": 6, "global_batch": 32, "chunk": 16, "checkpoint_every": 7, "log_every": 3},
+    }
+    return raycnn.load_config(config, changes)
+
+
+def test_train_evaluate_predict_load(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"train.workers": 2, "train.epochs": 10})
+    trained = raycnn.train(config)
+    assert trained["status"] == "finished"
+    assert trained["epochs"] >= 10
+    assert trained["resumed_from"] is None
+    assert trained["best"]["metrics"]["accuracy"] > 0.8
+
+    evaluation = raycnn.evaluate(config)
+    assert evaluation["rows"] == 60
+    assert evaluation["step"] == trained["best"]["step"]
+    assert evaluation["metrics"]["accuracy"] > 0.8
+    assert sum(map(sum, evaluation["confusion"])) == 60
+
+    predicted = raycnn.predict(config)
+    table = pq.read_table(predicted["output"])
+    assert predicted["rows"] == table.num_rows == 60
+    right = [key.split("/")[0] == label for key, label in zip(*table.select(["key", "label"]).to_pydict().values(), strict=True)]
+    assert sum(right) / 60 == pytest.approx(evaluation["metrics"]["accuracy"])
+
+    network = raycnn.load(f"{tmp_path}/run")
+    key = table["key"][0].as_py()
+    by_hand = network.predict(digits / key)
+    stored = dict(zip(network.classes, table["probabilities"][0].as_py(), strict=True))
+    assert by_hand == pytest.approx(stored, abs=1e-6)
+
+    again = raycnn.train(config)
+    assert again["resumed_from"] == again["steps"] == trained["steps"]
+    assert raycnn.runs(str(tmp_path))[0]["status"] == "idle"
+
+
+def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"train.epochs": 1, "train.workers": 2})
+    raycnn.train(config)
+    found = [
+        raycnn.evaluate(raycnn.load_config(config, {"train.workers": n, "train.global_batch": 6 * n, "evaluate.split": "val"}))
+        for n in (1, 2, 3)
+    ]
+    assert json.dumps(found[0]) == json.dumps(found[1]) == json.dumps(found[2])
+    in_training = [line for line in metrics(open_store(str(tmp_path / "run"))) if "val_loss" in line][-1]
+    assert in_training["val_loss"] == found[0]["metrics"]["loss"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_killed_worker_changes_no_bit_of_the_result(world, digits, tmp_path):
+    whole = settings(digits, tmp_path, "whole", **{"train.workers": world})
+    raycnn.train(whole)
+    killed = raycnn.load_config(whole, {"run.name": "killed"})
+    store = open_store(str(tmp_path / "killed"))
+    victim = threading.Thread(target=kill_one_worker, args=(store,))
+    victim.start()
+    raycnn.train(killed)
+    victim.join()
+    assert final_hashes(store) == final_hashes(open_store(str(tmp_path / "whole")))
+    epochs = {int(name[-3:]) for name in store.folders("checkpoints")}
+    assert max(epochs) > 2  # the group was started twice
+
+
+def kill_one_worker(store):
+    """kill -9 of a rank as soon as a first commit after step 0 is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(entry.key.endswith("MANIFEST.json") and "step-00000000" not in entry.key for entry in store.list("checkpoints/")):
+            break
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    os.kill(workers[-1].pid, signal.SIGKILL)
+
+
+def test_a_diverging_run_ends_with_code_4_and_keeps_its_last_commit(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"optim.lr": 1e30, "optim.warmup_epochs": 0, "train.checkpoint_every": 1})
+    with pytest.raises(DivergedError, match=r"step \d+, learning rate 1e\+30"):
+        raycnn.train(config)
+    commit = raycnn.training.checkpoint.latest(open_store(str(tmp_path / "run")), None)
+    weights = raycnn.training.checkpoint.verified(open_store(str(tmp_path / "run")), commit)["weights.safetensors"]
+    from raycnn.training.serialize import decode_weights
+
+    assert all(bool(tensor.isfinite().all()) for tensor in decode_weights(weights).values())
+
+
+def test_other_settings_under_the_same_name_are_refused_with_the_difference(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"train.epochs": 1})
+    raycnn.train(config)
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.1 -> 0.2"):
+        raycnn.train(raycnn.load_config(config, {"optim.lr": 0.2}))
+    more = raycnn.train(raycnn.load_config(config, {"train.epochs": 2, "train.workers": 2}))
+    assert more["epochs"] >= 2
+    assert more["resumed_from"]
+
+
+def test_phases_train_what_their_depth_says(digits, tmp_path):
+    phases = [{"depth": 0, "epochs": 1}, {"depth": "all", "epochs": 1}]
+    changes = {"train.epochs": 2, "model.unfreeze": phases, "train.workers": 2, "train.keep": 9, "train.checkpoint_every": 1}
+    config = settings(digits, tmp_path, **changes)
+    trained = raycnn.train(config)
+    store = open_store(str(tmp_path / "run"))
+    from raycnn.training.serialize import decode_weights
+
+    commits = {commit.step: commit for commit in raycnn.training.checkpoint.commits(store, None)}
+    steps = sorted(commits)[-9:]
+    weights = {s: decode_weights(raycnn.training.checkpoint.verified(store, commits[s])["weights.safetensors"]) for s in steps}
+    boundary = raycnn.data.plan.Plan(280, 32, 0).steps(1)
+    for before, after in zip(steps, steps[1:], strict=False):
+        first = next(iter(weights[before]))
+        moved = not weights[before][first].equal(weights[after][first])
+        assert moved == (before >= boundary)
+    assert trained["steps"] == steps[-1]

@@ -1,0 +1,25 @@
+"""What a run left behind, for tests that compare runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raycnn.storage import Store
+from raycnn.training import checkpoint
+
+_TIMINGS = ("seconds", "time")
+
+
+def final_hashes(store: Store) -> dict[str, Any]:
+    """sha256 of the newest checkpoint's files; its step; the metrics without their timings."""
+    commit = checkpoint.latest(store, None)
+    assert commit is not None
+    files = {name: commit.manifest["files"][name]["sha256"] for name in ("weights.safetensors", "optimizer.pt", "state.json")}
+    return {"step": commit.step, **files, "metrics": metrics(store)}
+
+
+def metrics(store: Store) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without their timings."""
+    lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
+    return [{name: value for name, value in line.items() if name not in _TIMINGS} for line in lines]
