@@ -104,7 +104,7 @@ def runs(storage: str) -> list[dict[str, Any]]:
 
 
 def doctor(config: Source | None = None, *, address: str = "local") -> list[dict[str, Any]]:
-    """What could keep a run from working here: [{name, ok, detail, fix}]; see raycnn.doctor.
+    """What could keep a run from working here: [{name, ok, detail, fix}]; see raycnn.checks.
 
     Args:
         config: the run whose storage and source are tried; None: the machine and the cluster alone.
@@ -112,7 +112,7 @@ def doctor(config: Source | None = None, *, address: str = "local") -> list[dict
     """
     from dataclasses import asdict
 
-    from raycnn.doctor import checks
+    from raycnn.checks import checks
 
     return [asdict(check) for check in checks(None if config is None else load_config(config), address)]
 

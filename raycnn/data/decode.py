@@ -40,9 +40,7 @@ _OPENERS: Final[tuple[tuple[bytes, type[ImageFile]], ...]] = (
 )
 _UNSUPPORTED: Final = ("F", "I", "LAB", "HSV")  # no rule says what of their range is black and white
 _PILLOW: Final = r"PIL\."
-_MAX_SCANS: Final = (
-    100  # each scan of a progressive JPEG costs a pass over all pixels; encoders write about ten
-)
+_MAX_SCANS: Final = 100  # each scan of a progressive JPEG costs a pass over all pixels; encoders write about ten
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -50,6 +52,7 @@ QUARANTINE: Final = pa.schema(
         ("split", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),
+        ("sha256", pa.binary(32)),  # of its bytes, null where they were not read
     ]
 )
 
@@ -97,6 +100,15 @@ class Index:
 def row_name(key: str, offset: int) -> str:
     """What identifies a row: its key, and its offset where that is not 0."""
     return f"{key}\0{offset}" if offset else key
+
+
+def key_hashes(keys: pa.ChunkedArray, offsets: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """blake2b-8 of the rows' names, uint64[n]."""
+    hashes = np.empty(len(keys), np.uint64)
+    for place, (key, offset) in enumerate(zip(keys, offsets, strict=True)):
+        name = row_name(key.as_py(), offset.as_py()).encode()
+        hashes[place] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+    return hashes
 
 
 def content_hash(manifest: pa.Table, kind: Kind, classes: Sequence[str]) -> str:

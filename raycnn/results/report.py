@@ -47,9 +47,7 @@ def render(
         _confusion(evaluation["confusion"], classes),
     ]
     if seconds:
-        parts.append(
-            _table([["phase", "seconds"], *([_printable(k), f"{v:.1f}"] for k, v in seconds.items())])
-        )
+        parts.append(_table([["phase", "seconds"], *([_printable(k), f"{v:.1f}"] for k, v in seconds.items())]))
     return "\n\n".join(parts)
 
 
@@ -76,9 +74,7 @@ def _per_class(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
     lines = [["class", "rows", "precision", "recall", "F1"]]
     for i in order:
         row = per_class[i]
-        lines.append(
-            [classes[i], str(row["rows"]), *(_number(row[k]) for k in ("precision", "recall", "f1"))]
-        )
+        lines.append([classes[i], str(row["rows"]), *(_number(row[k]) for k in ("precision", "recall", "f1"))])
     return _table(lines) + note
 
 
@@ -122,9 +118,7 @@ def _printable(text: str) -> str:
 
 def _columns(text: str) -> int:
     """Terminal columns: wide characters take two, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _fit(text: str, columns: int) -> str:

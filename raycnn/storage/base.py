@@ -42,10 +42,16 @@ class Reader(Protocol):
         """Size and tag of one object; errors as `get`."""
 
     def folders(self, prefix: str = "") -> list[str]:
-        """Names directly below the folder `prefix` ("" is the root) that have objects below them, sorted."""
+        """Names of the folders directly below the folder `prefix` ("" is the root), sorted.
+
+        A folder is what has objects below it; some servers show one for a while after its last object went.
+        """
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects whose key starts with the string `prefix`, sorted by key; nothing where nothing is."""
+        """All objects whose key starts with the string `prefix`, as a stream; nothing where nothing is.
+
+        Sorted by key, as far as the server does it: SeaweedFS sorts folder by folder ("a/b" before "a-b").
+        """
 
     def child(self, path: str) -> Reader:
         """The reader whose root is the folder `path` of this one."""

@@ -93,7 +93,7 @@ class Lease:
 
     def check(self) -> None:
         """Read the store once; raise RunBusyError unless this process holds the lease and its keeper beats."""
-        _held(_record(self._store), self.owner, self._store)
+        _held(read_lease(self._store), self.owner, self._store)
         if self.lost:
             what = f"the process that keeps the lease has ended with {self.keeper.returncode}"
             raise RunBusyError(what, where=self._store.uri, fix="run the same command again")
@@ -189,7 +189,7 @@ def check(store: Store, owner: str, epoch: int) -> LeaseRecord:
     Raises:
         RunBusyError: another job, or a newer worker group of the same job, holds the lease.
     """
-    record = _held(_record(store), owner, store)
+    record = _held(read_lease(store), owner, store)
     if record.epoch != epoch:
         what = f"a newer worker group has begun (epoch {record.epoch}, this one is {epoch})"
         raise RunBusyError(what, where=store.uri, fix="nothing to do: the newer one goes on")
@@ -241,10 +241,15 @@ def _tag(store: Store) -> str | None:
 def _read(store: Store) -> tuple[LeaseRecord, str | None]:
     # the tag first: if the content changes in between, the write that trusts this tag fails
     etag = _tag(store)
-    return _record(store), etag
+    return read_lease(store), etag
 
 
-def _record(store: Store) -> LeaseRecord:
+def read_lease(store: Store) -> LeaseRecord:
+    """The lease of a run as it stands; for a run without one the empty record of epoch 0.
+
+    Raises:
+        CheckpointError: lease.json is not a lease.
+    """
     try:
         tree = json.loads(store.get(KEY))
         bases = {int(epoch): int(step) for epoch, step in tree["bases"].items()}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import itertools
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import IO, Final
 from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
 from raycnn.storage.base import Entry, check_key
 
-_HIDDEN: Final = ".raycnn-"  # our temporary and lock files; no listing shows them
+_HIDDEN: Final = ".raycnn-"  # our temporary files and claims; no listing shows them
+_STALL_S: Final = 1.0  # a compare-and-swap takes a millisecond; one that takes longer may be overtaken
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,7 @@ class LocalStore:
                 elif if_etag is None:
                     etag = _replace(temporary, target)
                 else:
-                    with _locked(target.parent):
-                        if not target.is_file() or _entry(key, target.stat()).etag != if_etag:
-                            raise FileExistsError
-                        etag = _replace(temporary, target)
+                    etag = _swap(temporary, target, if_etag)
             finally:
                 temporary.unlink(missing_ok=True)
             _sync(target.parent)
@@ -160,12 +159,50 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    # flock excludes threads as well as processes, since each open file has its own lock
-    with (folder / f"{_HIDDEN}lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _swap(temporary: Path, target: Path, expected: str) -> str:
+    """Replace `target` if its tag is `expected`, without a lock, since its holder might be stopped or dead.
+
+    Writers claim the succession of one tag in turn, with links that only one can create. Who finds a claim that
+    nothing comes of removes its claimant's temporary file, after which the claimant can no longer replace
+    anything, and takes the next number. So whoever checks the tag and replaces the target is alone in it. Claims
+    are removed only when the tag has gone for good.
+    """
+    claims = (target.parent / f"{_HIDDEN}{target.name}-{expected}-{number}" for number in itertools.count())
+    passed: list[Path] = []
+    for claim in claims:
+        if _tag(target) != expected:
+            raise FileExistsError
+        passed.append(claim)
+        try:
+            claim.symlink_to(temporary.name)
+            break
+        except FileExistsError:
+            _overtake(claim, target, expected)
+    try:
+        if _tag(target) != expected:
+            raise FileExistsError
+        return _replace(temporary, target)
+    except FileNotFoundError:  # overtaken
+        raise FileExistsError from None
+    finally:
+        if _tag(target) != expected:
+            for claim in passed:
+                claim.unlink(missing_ok=True)
+
+
+def _overtake(claim: Path, target: Path, expected: str) -> None:
+    end = time.monotonic() + _STALL_S
+    while time.monotonic() < end and _tag(target) == expected:
+        time.sleep(0.001)
+    with contextlib.suppress(FileNotFoundError):
+        (claim.parent / claim.readlink()).unlink()
+
+
+def _tag(path: Path) -> str | None:
+    try:
+        return _entry("", path.stat()).etag
+    except FileNotFoundError:
+        return None
 
 
 def _scan(folder: Path) -> list[tuple[str, bool]]:

@@ -106,9 +106,7 @@ def latest(store: Store, record: LeaseRecord | None) -> Commit | None:
                 return commit
         if places:
             fix = "restore the files from a backup, or train under another run.name"
-            raise CheckpointError(
-                "no checkpoint of the run is intact", where=f"{store.uri}/{FOLDER}", fix=fix
-            )
+            raise CheckpointError("no checkpoint of the run is intact", where=f"{store.uri}/{FOLDER}", fix=fix)
         return None
 
     return _while_pruned(look)
@@ -219,9 +217,7 @@ def _intact(store: Store, commit: Commit) -> bool:
 def _untouched(commit: Commit, files: Mapping[str, Entry]) -> bool:
     """Whether the store lists every file as its writer left it, which spares reading it back."""
     found = {name: (entry.size, entry.etag) for name, entry in files.items() if name != MANIFEST}
-    return found == {
-        name: (facts["size"], facts.get("etag")) for name, facts in commit.manifest["files"].items()
-    }
+    return found == {name: (facts["size"], facts.get("etag")) for name, facts in commit.manifest["files"].items()}
 
 
 def _verify(store: Store, key: str, facts: Mapping[str, Any] | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,11 @@ from raycnn.training.device import Normalize, choose_precision, in_chunks
 from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.optim import build_optimizer
 from raycnn.training.phases import Depth, deepest
+
+
+# Buffers need no syncing: BatchNorm trains on its batch's statistics, and those that are kept are rank 0's.
+_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"
 
 
 class Learner:
@@ -65,13 +71,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self._suffix = self._split.suffix
         if self.world > 1:
-            local = self.config.model.batchnorm == "local"
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
             fixed_buckets = self.world > 2 and self.device.type == "cpu"
             self._suffix = DistributedDataParallel(
-                self._split.suffix, broadcast_buffers=local, find_unused_parameters=fixed_buckets,
-                gradient_as_bucket_view=True,
+                self._split.suffix, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},
             )  # fmt: skip
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:

@@ -47,9 +47,7 @@ def cross_entropy_sum(
     )
 
 
-def class_weights(
-    counts_K: npt.NDArray[np.int64], kind: Literal["none", "balanced"]
-) -> npt.NDArray[np.float64]:
+def class_weights(counts_K: npt.NDArray[np.int64], kind: Literal["none", "balanced"]) -> npt.NDArray[np.float64]:
     """The factor of each class in the loss, float64[K], with mean 1 over the training rows.
 
     Args:

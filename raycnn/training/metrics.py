@@ -71,10 +71,7 @@ def details(logits_NK: Logits, labels_N: Labels, classes: Sequence[str]) -> dict
     ratios = np.stack(precision_recall_f1(confusion_KK), axis=1)
     per_class = [
         {"class": name, "rows": int(rows)}
-        | {
-            key: None if np.isnan(x) else float(x)
-            for key, x in zip(("precision", "recall", "f1"), row, strict=True)
-        }
+        | {key: None if np.isnan(x) else float(x) for key, x in zip(("precision", "recall", "f1"), row, strict=True)}
         for name, rows, row in zip(classes, confusion_KK.sum(axis=1), ratios, strict=True)
     ]
     return {"per_class": per_class, "confusion": confusion_KK.tolist()}
@@ -107,9 +104,7 @@ def is_better(value: float | None, best: float | None, mode: Mode, min_delta: fl
     return value - best > min_delta if mode == "max" else best - value > min_delta
 
 
-def should_stop(
-    values: Sequence[float | None], mode: Mode, patience: int | None, min_delta: float = 0.0
-) -> bool:
+def should_stop(values: Sequence[float | None], mode: Mode, patience: int | None, min_delta: float = 0.0) -> bool:
     """Early stopping: whether the last `patience` evaluations all failed to beat the best before them.
 
     Args:

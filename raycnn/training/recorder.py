@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from raycnn import __version__
 from raycnn.config import Config, identity_hash
 from raycnn.errors import ObjectNotFound, RaycnnError
 from raycnn.storage import Store
@@ -42,7 +43,7 @@ class Run:
             "samples_seen": state.step * config.train.global_batch,
             "identity": identity_hash(config),
             "world_size": self.world,
-            "versions": {name: version(name) for name in ("raycnn", "torch", "ray")},
+            "versions": versions(),
             "metrics": state.evaluations[-1]["metrics"] if evaluated else None,
         }
         text = "".join(line + "\n" for line in lines).encode()
@@ -118,6 +119,11 @@ def read_lines(store: Store) -> list[str]:
         return store.get("metrics.jsonl").decode().splitlines()
     except ObjectNotFound:
         return []
+
+
+def versions() -> dict[str, str]:
+    """Of raycnn, which may run from a folder without being installed, and of what decides its numbers."""
+    return {"raycnn": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}}
 
 
 def _checked(store: Store, record: LeaseRecord) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from raycnn.config import Config, identity, identity_hash
@@ -18,7 +17,7 @@ from raycnn.storage.lease import LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.metrics import metric_mode
-from raycnn.training.recorder import Run
+from raycnn.training.recorder import Run, versions
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.state import NetworkFacts, TrainState
 
@@ -78,7 +77,7 @@ def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str
         "identity": identity(config),
         "identity_hash": identity_hash(config),
         "config": config.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("raycnn", "torch", "torchvision", "ray")},
+        "versions": versions(),
         "parent": config.model.weights.removeprefix("run:") if config.model.weights.startswith("run:") else None,
     }
     try:

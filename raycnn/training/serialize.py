@@ -29,9 +29,7 @@ def decode_weights(data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"not a safetensors file: {error}", fix="use another step or another file"
-        ) from None
+        raise CheckpointError(f"not a safetensors file: {error}", fix="use another step or another file") from None
 
 
 def encode_optimizer(state: Mapping[str, Any]) -> bytes:

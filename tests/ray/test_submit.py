@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.doctor import cluster_authentication
+from raycnn.checks import cluster_authentication
 from tests.support.ray_head import RayHead, ray_head
 
 
@@ -70,7 +70,7 @@ def test_doctor_sees_the_authentication(head: RayHead) -> None:
 
 
 def test_doctor_joins_with_the_token_alone(head: RayHead) -> None:
-    ask = f"from raycnn.doctor import checks; print([c for c in checks(None, {head.address!r}) if 'cluster' in c.name])"
+    ask = f"from raycnn.checks import checks; print([c for c in checks(None, {head.address!r}) if 'cluster' in c.name])"
     for environment, found in ((head.environment, "asks for a token"), (head.without_token, "cannot be joined")):
         told = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True)
         assert found in told.stdout, told.stderr

@@ -22,7 +22,7 @@ def settings(source, storage, name="run", **changes):
         "data": {"source": str(source), "val_fraction": 0.15, "test_fraction": 0.15, "stratify": True},
         "model": {"name": "reference/lenet", "weights": "none"},
         "augment": {"crop_scale": [0.8, 1.0], "hflip": 0.0},
-        "optim": {"name": "sgd", "lr": 0.1, "warmup_epochs": 0.5},
+        "optim": {"name": "adamw", "lr": 0.005, "warmup_epochs": 0.5},
         "train": {"epochs": 6, "global_batch": 32, "chunk": 16, "checkpoint_every": 7, "log_every": 3},
     }
     return raycnn.load_config(config, changes)
@@ -111,7 +111,7 @@ def test_a_diverging_run_ends_with_code_4_and_keeps_its_last_commit(digits, tmp_
 def test_other_settings_under_the_same_name_are_refused_with_the_difference(digits, tmp_path):
     config = settings(digits, tmp_path, **{"train.epochs": 1})
     raycnn.train(config)
-    with pytest.raises(CheckpointError, match=r"optim.lr: 0.1 -> 0.2"):
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.005 -> 0.2"):
         raycnn.train(raycnn.load_config(config, {"optim.lr": 0.2}))
     more = raycnn.train(raycnn.load_config(config, {"train.epochs": 2, "train.workers": 2}))
     assert more["epochs"] >= 2

@@ -16,7 +16,7 @@ LAYERS = (
     {"training"},
     {"search"},
     {"results"},
-    {"", "verbs", "cli", "progress", "demo", "doctor"},  # "" is raycnn/__init__.py, the verbs as Python functions
+    {"", "verbs", "cli", "progress", "demo", "checks"},  # "" is raycnn/__init__.py, the verbs as Python functions
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 PURE = [

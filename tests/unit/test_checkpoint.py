@@ -289,12 +289,13 @@ def test_manifests_are_deleted_before_any_file(store: LocalStore) -> None:
     assert not any(key.endswith("/MANIFEST.json") for key in deleted[2:])
 
 
-def test_a_reader_is_never_left_with_nothing_while_the_writer_prunes(store: LocalStore) -> None:
+@pytest.mark.parametrize("read", ["MANIFEST.json", "weights.safetensors", "metrics.jsonl"])
+def test_a_reader_is_never_left_with_nothing_while_the_writer_prunes(store: LocalStore, read: str) -> None:
     write(store, 10)
     steps: Iterator[int] = iter(range(20, 60, 10))
 
     def commit_and_prune(method: str, key: str) -> None:
-        step = next(steps, None) if method == "get" else None
+        step = next(steps, None) if method == "get" and key.endswith(read) else None
         if step is not None:
             write(store, step)
             checkpoint.prune(store, record(), 1, None)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import http.server
-import importlib
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from raycnn.errors import StorageError
 from raycnn.storage import open_store
 from raycnn.storage.local import LocalStore
 
-doctor = importlib.import_module("raycnn.doctor")  # raycnn.doctor itself is the verb
+from raycnn import checks
 
 
 @contextmanager
@@ -58,33 +58,33 @@ def test_cluster_authentication(
     status: int, ok: bool | None, ok_elsewhere: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with server(200) as open_page, server(status, location=f"{open_page}/login") as url:
-        assert doctor.cluster_authentication(url).ok is ok
-        assert doctor.cluster_authentication(url.removeprefix("http://")).ok is ok  # as Ray gives it
-        monkeypatch.setattr(doctor, "_is_loopback", lambda host: False)
-        assert doctor.cluster_authentication(url).ok is ok_elsewhere
+        assert checks.cluster_authentication(url).ok is ok
+        assert checks.cluster_authentication(url.removeprefix("http://")).ok is ok  # as Ray gives it
+        monkeypatch.setattr(checks, "_is_loopback", lambda host: False)
+        assert checks.cluster_authentication(url).ok is ok_elsewhere
 
 
 def test_cluster_that_does_not_answer_is_not_called_safe() -> None:
     with server(200) as url:
         pass
-    assert doctor.cluster_authentication(url).ok is None
+    assert checks.cluster_authentication(url).ok is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback(host: str) -> None:
-    assert doctor._is_loopback(host)
+    assert checks._is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "0.0.0.0", "172.31.4.4", "fe80::1", "8.8.8.8", "host.invalid"])
 def test_not_loopback(host: str) -> None:
-    assert not doctor._is_loopback(host)
+    assert not checks._is_loopback(host)
 
 
 # ---- the object store ----
 
 
 def test_object_store_that_keeps_its_word(tmp_path: Path) -> None:
-    check = doctor.object_store(open_store(str(tmp_path)))
+    check = checks.object_store(open_store(str(tmp_path)))
     assert check.ok is True
     assert not list(open_store(str(tmp_path)).list())
 
@@ -119,7 +119,7 @@ class Faulty(LocalStore):
     ],
 )
 def test_object_store_that_does_not(tmp_path: Path, fault: str, told: str) -> None:
-    check = doctor.object_store(Faulty(tmp_path, fault))
+    check = checks.object_store(Faulty(tmp_path, fault))
     assert check.ok is False
     assert told in check.detail
     assert check.fix
@@ -127,13 +127,13 @@ def test_object_store_that_does_not(tmp_path: Path, fault: str, told: str) -> No
 
 
 def test_source(tmp_path: Path) -> None:
-    assert doctor.source(str(tmp_path)).ok is False
+    assert checks.source(str(tmp_path)).ok is False
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()
-    assert doctor.source(str(tmp_path)).ok is True
-    assert doctor.source(f"{tmp_path}/images.csv").ok is False
+    assert checks.source(str(tmp_path)).ok is True
+    assert checks.source(f"{tmp_path}/images.csv").ok is False
     (tmp_path / "images.csv").touch()
-    assert doctor.source(f"{tmp_path}/images.csv").ok is True
+    assert checks.source(f"{tmp_path}/images.csv").ok is True
 
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"  # RFC 9110, 5.6.7
@@ -144,17 +144,17 @@ DATE = "Sun, 06 Nov 1994 08:49:37 GMT"  # RFC 9110, 5.6.7
     [(0, True, "0 s"), (299, True, "299 s ahead"), (301, False, "301 s ahead"), (-301, False, "301 s behind")],
 )
 def test_clock_against_the_stores(apart_s: int, ok: bool, told: str) -> None:
-    check = doctor.judge_clock(DATE, 784111777 + apart_s)
+    check = checks.judge_clock(DATE, 784111777 + apart_s)
     assert check.ok is ok
     assert told in check.detail
 
 
 def test_clock_asks_the_store() -> None:
     with server(403, DATE) as url:
-        assert doctor.clock(url).ok is False
+        assert checks.clock(url).ok is False
     with server(403) as url:
-        assert doctor.clock(url).ok is None
-    assert doctor.clock(url).ok is None
+        assert checks.clock(url).ok is None
+    assert checks.clock(url).ok is None
 
 
 # ---- this machine ----
@@ -163,7 +163,7 @@ def test_clock_asks_the_store() -> None:
 def test_unmet_requirements() -> None:
     have = {"ray": "2.60.0", "torch": "2.5.1+cu124", "numpy": "2.1.0rc1"}.get
     asked = ["ray[data]>=2.60,<2.64", "torch>=2.6", "numpy>=2", "pillow>=11", "timm>=1; extra == 'timm'"]
-    lines = doctor.unmet(asked, have)
+    lines = checks.unmet(asked, have)
     assert [line.split()[0] for line in lines] == ["torch", "pillow"]
     assert "2.5.1" in lines[0]
     assert "missing" in lines[1]
@@ -173,7 +173,7 @@ def test_unmet_requirements() -> None:
     ("workers", "cpus", "gpus", "ok"), [(2, 2, 0, True), (3, 2, 0, None), (2, 64, 2, True), (4, 64, 2, None)]
 )
 def test_processors(workers: int, cpus: int, gpus: int, ok: bool | None) -> None:
-    check = doctor.processors(workers, cpus, gpus)
+    check = checks.processors(workers, cpus, gpus)
     assert check.ok is ok
     assert bool(check.fix) is not bool(ok)
 
@@ -184,42 +184,42 @@ def test_disk_space(free_gib: float, ok: bool | None, tmp_path: Path, monkeypatc
 
     def usage(path: Path) -> object:
         asked.append(path)
-        return type("Usage", (), {"free": int(free_gib * doctor.GIB)})
+        return type("Usage", (), {"free": int(free_gib * checks.GIB)})
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", usage)
-    assert doctor.disk_space("run.storage", tmp_path / "not" / "yet").ok is ok
+    monkeypatch.setattr(checks.shutil, "disk_usage", usage)
+    assert checks.disk_space("run.storage", tmp_path / "not" / "yet").ok is ok
     assert asked == [tmp_path]
-    assert doctor.shared_memory(tmp_path).ok is (True if free_gib >= 1 else None)
+    assert checks.shared_memory(tmp_path).ok is (True if free_gib >= 1 else None)
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
-    assert doctor.shared_memory(tmp_path / "none").ok is None
+    assert checks.shared_memory(tmp_path / "none").ok is None
 
 
 @pytest.mark.parametrize(("hard", "ok"), [(4096, None), (65536, True), (-1, True)])
 def test_open_files(hard: int, ok: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (1024, hard))
-    assert doctor.open_files().ok is ok
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (1024, hard))
+    assert checks.open_files().ok is ok
 
 
 # ---- all of them ----
 
 
-def names(found: list[doctor.Check]) -> set[str]:
+def names(found: list[checks.Check]) -> set[str]:
     return {check.name for check in found}
 
 
 def test_checks_that_apply(tmp_path: Path) -> None:
     machine = {"versions", "open files", "shared memory", "temporary space"}
-    assert names(doctor.checks(None)) == machine | {"processors"}
+    assert names(checks.checks(None)) == machine | {"processors"}
     with server(401) as url:
-        assert names(doctor.checks(None, url)) == machine | {"cluster authentication"}
+        assert names(checks.checks(None, url)) == machine | {"cluster authentication"}
 
     def config(storage: str) -> object:
         tree = {"data": {"source": str(tmp_path)}, "model": {"name": "reference/lenet"}}
         return load_config({**tree, "run": {"name": "a", "storage": storage}})
 
-    local = doctor.checks(config(str(tmp_path)))
+    local = checks.checks(config(str(tmp_path)))
     assert names(local) == machine | {"processors", "object store", "images", "run.storage"}
-    unusable = doctor.checks(config("ftp://nowhere"))
+    unusable = checks.checks(config("ftp://nowhere"))
     assert [check.ok for check in unusable if check.name == "object store"] == [False]

@@ -130,6 +130,7 @@ def test_a_stopped_owner_is_fenced_out_when_it_wakes(run: Run) -> None:
     run.commits.append((5, group.epoch))
     wait_for(lambda: run.record()["beat"] > 3)
     os.kill(old.keeper.pid, signal.SIGSTOP)
+    os.waitpid(old.keeper.pid, os.WUNTRACED)
     new = run.acquire(ttl_s=0.5)
     run.commits.append((9, group.epoch))  # the old job was in the middle of a commit
     os.kill(old.keeper.pid, signal.SIGCONT)
@@ -161,12 +162,17 @@ def test_a_killed_job_stops_beating(run: Run) -> None:
     code = (
         "import os, signal, sys; from raycnn.storage import open_store; from raycnn.storage.lease import acquire\n"
         "lease = acquire(open_store(sys.argv[1]), lambda record: -1, beat_s=0.1)\n"
+        "print(lease.keeper.pid, flush=True)\n"
         "sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, run.store.uri], stdin=subprocess.PIPE) as job:
-        wait_for(lambda: (Path(run.store.uri) / KEY).exists() and run.record()["beat"] > 3)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, run.store.uri], stdin=pipe, stdout=pipe) as job:
+        keeper = job.stdout.readline().decode().strip()
+        wait_for(lambda: run.record()["beat"] > 3)
         job.communicate(b"\n")
     assert job.returncode == -signal.SIGKILL
+    status = Path("/proc", keeper, "status")
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
     assert not run.record()["released"]
     assert run.acquire(ttl_s=0.5).epoch == 2
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
-from raycnn.storage import Entry, Store, open_store
+from raycnn.storage import Entry, Store, local, open_store
 from raycnn.storage.local import LocalStore
 
 
@@ -75,7 +75,9 @@ def test_compare_and_swap(store: Store) -> None:
     assert store.get("a") == b"9"
 
 
-def test_concurrent_swaps_lose_no_update(store: Store) -> None:
+@pytest.mark.parametrize("stall_s", [1.0, 0.0])
+def test_concurrent_swaps_lose_no_update(store: Store, stall_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_STALL_S", stall_s)  # 0: everybody overtakes everybody
     store.put("count", b"0")
 
     def add(_: int) -> None:
@@ -90,6 +92,44 @@ def test_concurrent_swaps_lose_no_update(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(80)))
     assert store.get("count") == b"80"
+
+
+def test_a_writer_stopped_between_check_and_rename_is_overtaken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    etag = store.put("a", b"old")
+    stopped, go_on = threading.Event(), threading.Event()
+    replace = local._replace
+
+    def stop(temporary: Path, target: Path) -> str:
+        if temporary.read_bytes() == b"stopped":
+            stopped.set()
+            assert go_on.wait(20)
+        return replace(temporary, target)
+
+    monkeypatch.setattr(local, "_replace", stop)
+    monkeypatch.setattr(local, "_STALL_S", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(store.put, "a", b"stopped", if_etag=etag)
+        assert stopped.wait(20)
+        newer = store.put("a", b"new", if_etag=etag)
+        go_on.set()
+        with pytest.raises(PreconditionFailed):
+            late.result()
+    assert (store.get("a"), store.stat("a").etag) == (b"new", newer)
+    assert files(Path(store.uri)) == ["a"]
+
+
+def test_a_writer_killed_between_check_and_rename_blocks_nobody(store: Store) -> None:
+    etag = store.put("a", b"old")
+    code = (
+        "import os, sys; from raycnn.storage import local, open_store\n"
+        "local._replace = lambda temporary, target: os._exit(9)\n"
+        "open_store(sys.argv[1]).put('a', b'new', if_etag=sys.argv[2])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, store.uri, etag], check=False).returncode == 9
+    assert store.get("a") == b"old"
+    store.put("a", b"next", if_etag=store.put("a", b"newer", if_etag=etag))
+    assert store.get("a") == b"next"
+    assert files(Path(store.uri)) == ["a"]
 
 
 def test_one_of_many_creators_wins(store: Store) -> None:

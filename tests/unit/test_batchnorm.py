@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raycnn.errors import ConfigError
+from raycnn.models.batchnorm import set_mode, synchronise
+from raycnn.models.stages import Split, find
+from raycnn.models.zoo import build
+
+NETWORKS = ["torchvision/resnet18", "timm/tf_efficientnet_lite0"]  # BatchNorm2d, and timm's with an activation
+
+
+def train_step(split: Split) -> None:
+    optimizer = torch.optim.SGD([p for p in split.suffix.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    images = torch.randn(2, 3, 64, 64)
+    images = images if split.prefix is None else split.prefix(images)
+    split.suffix(images).square().sum().backward()
+    optimizer.step()
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("policy", ["frozen", "local"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_prefix_stands_still_and_the_suffix_follows_the_policy(
+    name: str, policy: Literal["frozen", "local"]
+) -> None:
+    network = build(name, 5, seed=0)
+    split = find(network).split(1)
+    assert split.prefix is not None
+    set_mode(split, policy)
+    prefix, suffix = state(split.prefix), state(split.suffix)
+    train_step(split)
+    assert not moved(prefix, state(split.prefix))
+    assert all(parameter.grad is None for parameter in split.prefix.parameters())
+    changed = moved(suffix, state(split.suffix))
+    statistics = {name for name, _ in split.suffix.named_buffers()}
+    assert statistics
+    assert changed & statistics == (statistics if policy == "local" else set())
+    assert {name for name, _ in split.suffix.named_parameters()} <= changed
+
+
+def test_a_deeper_split_trains_what_a_shallower_one_froze() -> None:
+    stages = find(build("torchvision/resnet18", 5, seed=0))
+    set_mode(stages.split(0), "frozen")
+    deeper = stages.split("all")
+    set_mode(deeper, "frozen")
+    assert all(parameter.requires_grad for parameter in deeper.suffix.parameters())
+
+
+def test_frozen_keeps_dropout_training() -> None:
+    split = find(build("torchvision/mobilenet_v3_small", 5, seed=0)).split(0)
+    set_mode(split, "frozen")
+    assert all(layer.training for layer in split.suffix.modules() if isinstance(layer, nn.Dropout))
+
+
+def test_sync_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="GPU"):
+        set_mode(find(build("torchvision/resnet18", 5, seed=0)).split(1), "sync")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_synchronised_layers_share_the_networks_tensors(name: str) -> None:
+    network = build(name, 5, seed=0)
+    split = find(network).split(1)
+    suffix = split.suffix
+    before = suffix.state_dict(keep_vars=True)
+    synchronise(suffix)
+    assert not any(type(layer).__name__.startswith("BatchNorm") for layer in suffix.modules())
+    after = suffix.state_dict(keep_vars=True)
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert split.prefix is not None
+    features = split.prefix.eval()(torch.randn(2, 3, 64, 64))
+    assert suffix.eval()(features).shape == (2, 5)  # in eval mode the layers need no process group
