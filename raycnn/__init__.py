@@ -3,7 +3,19 @@
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
 from raycnn.verbs import doctor, evaluate, index, load, plan, predict, runs, train
+from raycnn.version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["Config", "RaycnnError", "doctor", "evaluate", "index", "load", "load_config", "plan", "predict", "runs", "train"]
+__all__ = [
+    "Config",
+    "RaycnnError",
+    "__version__",
+    "doctor",
+    "evaluate",
+    "index",
+    "load",
+    "load_config",
+    "plan",
+    "predict",
+    "runs",
+    "train",
+]

@@ -336,15 +336,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as_config_error(error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    # unions add their member's name to the location; only the fields' names are part of the dotted path
-    path = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
-    known = {name for name, _ in fields()} | set(Config.model_fields)
-    while path and path not in known and first["type"] != "extra_forbidden" and "." in path:
-        path = path.rsplit(".", 1)[0]
-    more = len({e["loc"][:2] for e in error.errors()}) - 1
-    fix = "remove it or correct its name" if first["type"] == "extra_forbidden" else first["msg"]
-    what = "unknown field" if first["type"] == "extra_forbidden" else "invalid value"
-    if first["type"] == "missing":
+    errors = error.errors()
+    # of a union every member complains; the one that got deepest into the value is the one that was meant
+    first = max((each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]), key=lambda each: len(each["loc"]))
+    section, field, *inside = (*first["loc"], "", "")
+    path = ".".join(filter(None, (str(section), str(field))))
+    numbers = "".join(f"[{part}]" for part in inside if isinstance(part, int))
+    more = len({each["loc"][:2] for each in errors}) - 1
+    what, fix = "invalid value", first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what, fix = "unknown field", "remove it or correct its name"
+    elif first["type"] == "missing" and not inside[:-2]:
         what, fix = "missing field", "set it in the config or as a flag"
-    return ConfigError(what + (f" (and {more} more)" if more > 0 else ""), where=path, fix=fix)
+    return ConfigError(what + (f" (and {more} more)" if more > 0 else ""), where=path + numbers, fix=fix)

@@ -74,7 +74,7 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
 
 def is_safe(key: str) -> bool:
     """Whether a key is a plain relative path that stays below its root."""
-    unusable = "\\" in key or "\0" in key or "://" in key or len(key.encode()) > _MAX_KEY_BYTES
+    unusable = "\\" in key or "\0" in key or len(key.encode()) > _MAX_KEY_BYTES  # "://" has an empty part
     return not unusable and not any(part in ("", ".", "..") for part in key.split("/"))
 
 

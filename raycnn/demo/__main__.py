@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from raycnn.cluster import connect
 from raycnn.config import Config, load_config
 from raycnn.demo import data
 from raycnn.demo.server import ObjectServer
-from raycnn.errors import RaycnnError
+from raycnn.errors import Preempted, RaycnnError
 from raycnn.progress import Progress
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "solar.yaml"
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m raycnn.demo", description=main.__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo-output"), help="where objects and downloads lie")
     folder = parser.parse_args().folder.absolute()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Preempted.code))  # so that what was started is stopped
     try:
         with ObjectServer(folder / "objects") as server:
             os.environ.update(server.environment)

@@ -16,6 +16,7 @@ from raycnn.storage import open_store
 from raycnn.training.metrics import classification_metrics, details
 from raycnn.training.run import find_commit, read_run
 
+_BOOTSTRAP_WORK = 2e8  # logits looked at in all; a minute or so
 _INTERVALS = ("balanced_accuracy", "macro_f1", "auroc")
 
 
@@ -66,9 +67,11 @@ def with_intervals(logits_NK: Any, labels_N: Any, groups_N: list[str | None]) ->
     grouped = any(group is not None for group in groups_N)
     units = [str(i) if group is None else f"group {group}" for i, group in enumerate(groups_N)]
     intervals = bootstrap_by_group(
-        lambda rows: classification_metrics(logits_NK[rows], labels_N[rows]), np.array(units), num_samples=200
+        lambda rows: classification_metrics(logits_NK[rows], labels_N[rows]),
+        np.array(units),
+        num_samples=int(np.clip(_BOOTSTRAP_WORK / max(logits_NK.size, 1), 50, 1000)),
     )
-    if not grouped:
+    if not grouped and metrics["accuracy"] is not None:
         right = int((logits_NK.argmax(1) == labels_N).sum())
         intervals["accuracy"] = wilson(right, len(labels_N))
     for name in ("accuracy", *_INTERVALS):

@@ -15,7 +15,7 @@ from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import NoProgressError, RaycnnError
+from raycnn.errors import CheckpointError, NoProgressError, RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
@@ -48,6 +48,7 @@ def fit(config: Config, store: Store, index: Index, show: Show) -> dict[str, Any
         create_run(config, store, index.hash, index.classes)
         commit = checkpoint.latest(store, record)
         if commit is None:
+            _refuse_restart(store, record)
             first_commit(config, store, record, index.classes, lambda line: show({}, [line]))
         plan = Plan(len(index.rows("train")), config.train.global_batch, 0)
         outcome = _already_done(config, store, commit, plan)
@@ -60,6 +61,16 @@ def newest_step(store: Store, record: LeaseRecord) -> int:
     """Step of the newest valid checkpoint, -1 without one."""
     commit = checkpoint.latest(store, record)
     return commit.step if commit else -1
+
+
+def _refuse_restart(store: Store, record: LeaseRecord) -> None:
+    """CheckpointError if the run once had checkpoints: training again from step 0 must be somebody's decision."""
+    fix = "restore them, or start under a new run.name"
+    if any(base >= 0 for base in record.bases.values()):
+        raise CheckpointError("the run's checkpoints are gone", where=f"{store.uri}/checkpoints", fix=fix)
+    if checkpoint.commits(store, None):
+        fix = "restore it, or start under a new run.name"
+        raise CheckpointError("lease.json, which checkpoints count by, is gone", where=store.uri, fix=fix)
 
 
 @contextmanager

@@ -20,8 +20,6 @@ from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.optim import build_optimizer
 from raycnn.training.phases import Depth, deepest
 
-
-# Buffers need no syncing: BatchNorm trains on its batch's statistics, and those that are kept are rank 0's.
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"
 
@@ -73,11 +71,13 @@ class Learner:
         if self.world > 1:
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
-            fixed_buckets = self.world > 2 and self.device.type == "cpu"
-            self._suffix = DistributedDataParallel(
-                self._split.suffix, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},
-            )  # fmt: skip
+            # Buffers need no syncing: BatchNorm trains on its batch's statistics, and those that are kept are rank 0's.
+            arguments: dict[str, Any] = {
+                "find_unused_parameters": self.world > 2 and self.device.type == "cpu",
+                "gradient_as_bucket_view": True,
+                _SYNC_BUFFERS: False,
+            }
+            self._suffix = DistributedDataParallel(self._split.suffix, **arguments)
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:
         """Gradients of the mean loss over the global batch.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from raycnn import __version__
 from raycnn.config import Config, identity_hash
 from raycnn.errors import ObjectNotFound, RaycnnError
 from raycnn.storage import Store
@@ -23,6 +22,7 @@ from raycnn.training.metrics import metric_mode
 from raycnn.training.metrics_log import merge
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.state import TrainState
+from raycnn.version import __version__
 
 Files = dict[str, bytes]
 
@@ -48,15 +48,20 @@ class Run:
         }
         text = "".join(line + "\n" for line in lines).encode()
         contents = {**files(), "state.json": state.encode(), "metrics.jsonl": text}
-        guard = lambda: _checked(self.store, record)  # noqa: E731
+
+        def guard() -> None:
+            check(self.store, record.owner, record.epoch)
+
         commit = checkpoint.write(self.store, state.step, record.epoch, contents, facts, guard=guard)
-        self._show(lines, state.step)
+        guard()  # whoever slept until now and was fenced out meanwhile must not prune the new owner's commits
+        self.show(lines, state.step)
         kept = checkpoint.commits(self.store, record)
         best = checkpoint.best(kept, config.train.metric, metric_mode(config.train.metric))
         checkpoint.prune(self.store, record, config.train.keep, best)
         return commit
 
-    def _show(self, lines: list[str], step: int) -> None:
+    def show(self, lines: list[str], step: int) -> None:
+        """Bring metrics.jsonl and events/ up to `step`, whose commit holds `lines`; later ones are dropped."""
         merged = merge(read_lines(self.store), lines, step)
         self.store.put("metrics.jsonl", "".join(line + "\n" for line in merged).encode())
         self.store.put("events/events.out.tfevents.0.raycnn", encode_events(merged))
@@ -116,7 +121,7 @@ class Recorder:
 def read_lines(store: Store) -> list[str]:
     """The lines of the run's metrics.jsonl."""
     try:
-        return store.get("metrics.jsonl").decode().splitlines()
+        return store.get("metrics.jsonl").decode().split("\n")[:-1]
     except ObjectNotFound:
         return []
 
@@ -124,7 +129,3 @@ def read_lines(store: Store) -> list[str]:
 def versions() -> dict[str, str]:
     """Of raycnn, which may run from a folder without being installed, and of what decides its numbers."""
     return {"raycnn": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}}
-
-
-def _checked(store: Store, record: LeaseRecord) -> None:
-    check(store, record.owner, record.epoch)

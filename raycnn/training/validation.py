@@ -65,7 +65,7 @@ def score(learner: Learner, batches: Iterable[Batch]) -> Scores:
 def in_row_order(found: list[Scores], table: pa.Table) -> dict[str, Any]:
     """Metrics over the scores of all ranks; sums run in row order, so their bits do not depend on who scored what."""
     rows = np.concatenate([rows for rows, _ in found])
-    logits = np.concatenate([logits for _, logits in found if len(logits)])
+    logits = np.concatenate([logits for _, logits in found if len(logits)] or [np.zeros((0, 1), np.float32)])
     by_row = np.argsort(rows)
     labels = table["label"].to_numpy()[rows[by_row]]
     return dict(classification_metrics(logits[by_row], labels.astype(np.int64)))

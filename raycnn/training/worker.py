@@ -92,7 +92,10 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
         learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
         task, validation = _task(config, state, index, job.task_cpus, ranks.world)
         bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
-        recorder = Recorder(Run(store, config, record, ranks.world) if ranks.rank == 0 else None, commit)
+        run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
+        if run:
+            run.show(files["metrics.jsonl"].decode().split("\n")[:-1], commit.step)
+        recorder = Recorder(run, commit)
     steps = task.plan.steps(config.train.epochs)
     if reporter:
         reporter.progress(step=state.step, first_step=state.step, steps=steps, rows=task.plan.global_batch)

@@ -114,7 +114,15 @@ def memory(root: Path) -> list[tuple[str, ...]]:
     rows = []
     for process in ("driver", "rank", "decoder"):
         few, many = peaks[2000][process], peaks[20_000][process]
-        rows.append((f"peak memory of the {process}, 20,000 rows, MB", f"{many:.0f}", f"2,000 rows {few:.0f}", f"{many / few:.2f}", "flat"))
+        rows.append(
+            (
+                f"peak memory of the {process}, 20,000 rows, MB",
+                f"{many:.0f}",
+                f"2,000 rows {few:.0f}",
+                f"{many / few:.2f}",
+                "flat",
+            )
+        )
     return rows
 
 
@@ -133,7 +141,9 @@ def watched(config: dict[str, Any], root: Path, *, until_step_1: bool) -> dict[s
         while job.poll() is None:
             time.sleep(0.1)
             sample(psutil.Process(job.pid), found)
-            first = any("step-00000001" in e.key and e.key.endswith("MANIFEST.json") for e in store.list("checkpoints/"))
+            first = any(
+                "step-00000001" in e.key and e.key.endswith("MANIFEST.json") for e in store.list("checkpoints/")
+            )
             if until_step_1 and first:
                 found["first_step"] = time.perf_counter() - start
                 job.terminate()

@@ -1,4 +1,4 @@
-"""Natural pictures by the thousand: crops of the photographs that scikit-learn ships, with noise, so that files differ."""
+"""Natural pictures by the thousand: noisy crops of the photographs that scikit-learn ships."""
 
 from __future__ import annotations
 

@@ -138,10 +138,10 @@ def test_one_of_many_creators_wins(store: Store) -> None:
 
 
 class Lossy:
-    """The real client, whose answers to the first requests of one kind get lost after they took effect."""
+    """The real client, whose first requests of one kind get lost, or else only the answers to them."""
 
-    def __init__(self, operation: str, losses: int) -> None:
-        self._real, self._operation, self._losses = client(), operation, losses
+    def __init__(self, operation: str, losses: int, *, error: Exception | None = None) -> None:
+        self._real, self._operation, self._losses, self._error = client(), operation, losses, error
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._real, name)
@@ -149,11 +149,12 @@ class Lossy:
             return real
 
         def request(**arguments: Any) -> Any:
-            answer = real(**arguments)
-            if self._losses:
-                self._losses -= 1
-                raise aws.ConnectionClosedError(endpoint_url="")
-            return answer
+            if not self._losses:
+                return real(**arguments)
+            self._losses -= 1
+            if self._error is None:
+                real(**arguments)
+            raise self._error or aws.ConnectionClosedError(endpoint_url="")
 
         return request
 
@@ -165,10 +166,25 @@ def test_a_lost_answer_to_ones_own_write_is_success(store: Store, monkeypatch: p
     assert store.put("a", b"mine", create_only=True) == store.stat("a").etag
     lossy = Lossy("put_object", losses=1)
     assert store.put("swapped", b"new", if_etag=old) == store.stat("swapped").etag
-    lossy = Lossy("put_object", losses=1)
+
+
+def test_another_writer_after_a_lost_request_is_a_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("a", b"theirs")
+    lossy = Lossy("put_object", losses=1, error=aws.ConnectionClosedError(endpoint_url=""))
+    monkeypatch.setattr(s3, "client", lambda: lossy)
     with pytest.raises(PreconditionFailed):
-        store.put("a", b"other", create_only=True)
-    assert store.get("a") == b"mine"
+        store.put("a", b"mine", create_only=True)
+    assert store.get("a") == b"theirs"
+
+
+def test_a_swap_of_a_missing_key_is_a_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PreconditionFailed):
+        store.put("missing", b"", if_etag="0")
+    response: Any = {"Error": {"Code": "NoSuchKey"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+    lossy = Lossy("put_object", losses=1, error=aws.ClientError(response, "PutObject"))  # as AWS does
+    monkeypatch.setattr(s3, "client", lambda: lossy)
+    with pytest.raises(PreconditionFailed):
+        store.put("missing", b"", if_etag="0")
 
 
 def test_large_files_go_up_in_parts(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

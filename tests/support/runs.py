@@ -15,7 +15,9 @@ def final_hashes(store: Store) -> dict[str, Any]:
     """sha256 of the newest checkpoint's files; its step; the metrics without their timings."""
     commit = checkpoint.latest(store, None)
     assert commit is not None
-    files = {name: commit.manifest["files"][name]["sha256"] for name in ("weights.safetensors", "optimizer.pt", "state.json")}
+    files = {
+        name: commit.manifest["files"][name]["sha256"] for name in ("weights.safetensors", "optimizer.pt", "state.json")
+    }
     return {"step": commit.step, **files, "metrics": metrics(store)}
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import http.server
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from raycnn import checks
 from raycnn.config import load_config
 from raycnn.errors import StorageError
 from raycnn.storage import open_store
 from raycnn.storage.local import LocalStore
-
-from raycnn import checks
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_unknown_fields_are_refused_by_path(path: str, where: str) -> None:
 )
 def test_values_out_of_range_are_refused_by_path(path: str, value: Any) -> None:
     error = refusal(path, value)
-    assert error.where == path
+    assert error.where.partition("[")[0] == path
     assert error.what == "invalid value"
 
 

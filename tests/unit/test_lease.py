@@ -124,6 +124,13 @@ def test_a_living_job_is_busy_within_seconds(run: Run) -> None:
         assert caught.value.fix
 
 
+def test_a_silent_job_is_taken_over_when_its_time_is_up(run: Run) -> None:
+    run.acquire()
+    start = time.monotonic()
+    assert run.acquire(ttl_s=0.4, beat_s=0.1).epoch == 2
+    assert time.monotonic() - start >= 0.4
+
+
 def test_a_stopped_owner_is_fenced_out_when_it_wakes(run: Run) -> None:
     old = run.acquire(beat_s=0.1)
     group = run.begin(old)

@@ -103,16 +103,20 @@ def test_finding_leaves_the_network_as_it_was() -> None:
 
 
 def test_the_stages_do_not_depend_on_the_image_size() -> None:
-    small, native = (find(build("torchvision/resnet18", 5, seed=0, image_size=size)) for size in (32, None))
+    small, native = (find(build("torchvision/resnet18", 5, seed=0, image_size=size)) for size in (8, None))
     assert small.stages == native.stages
 
 
-def test_the_head_takes_pooled_features_and_keeps_its_dropout() -> None:
-    split = find(build("torchvision/googlenet", 5, seed=0)).split(0)
+# dropout as a layer before the head, by the root itself, and inside of the head
+@pytest.mark.parametrize("name", ["torchvision/googlenet", "timm/ghostnet_050", "torchvision/mobilenet_v3_small"])
+def test_the_head_takes_pooled_features_and_keeps_its_dropout(name: str) -> None:
+    split = find(build(name, 5, seed=0)).split(0)
     assert split.prefix is not None
-    assert split.prefix(torch.zeros(2, 3, 64, 64)).shape == (2, 1024)
-    assert any(isinstance(layer, nn.Dropout) for layer in split.suffix.modules())
-    assert not any(isinstance(layer, nn.Dropout) for layer in split.prefix.modules())
+    features = split.prefix.eval()(torch.randn(2, 3, 64, 64))
+    assert features.numel() == 2 * features.shape[1]
+    features = torch.randn_like(features)
+    split.suffix.train()
+    assert not torch.equal(split.suffix(features), split.suffix(features))
 
 
 def test_cuts_lie_between_the_blocks_where_channels_are_few() -> None:
@@ -156,14 +160,20 @@ def own(module: nn.Module) -> Network:
 
 
 def test_no_cut_lies_before_a_write_in_place() -> None:
-    stages = find(own(Own(lambda self, features: functional.relu(features, inplace=True))))
-    split = stages.split(1)
-    assert split.prefix is not None
-    between = split.prefix(torch.randn(1, 3, 32, 32))
-    before = between.clone()
-    split.suffix(between)
-    assert torch.equal(between, before)
-    assert (between >= 0).all()
+    class Writing(Own):
+        def forward(self, images: Tensor) -> Tensor:
+            thinned = self.first(images)[:, :, ::2, ::2].relu_()  # a view: it writes to what the first layer gave
+            return self.fc(self.pool(self.second(self.inner(thinned))).flatten(1))
+
+    stages = find(own(Writing()))
+    assert stages.num_stages == 2
+    for depth in range(2):
+        split = stages.split(depth)
+        assert split.prefix is not None
+        between = split.prefix(torch.randn(1, 3, 32, 32))
+        before = between.clone()
+        split.suffix(between)
+        assert torch.equal(between, before)
 
 
 def test_layers_used_on_both_sides_are_not_separated() -> None:
@@ -174,6 +184,24 @@ def test_layers_used_on_both_sides_are_not_separated() -> None:
 
     stages = find(own(Shared()))
     assert [stage.name for stage in stages.stages] == ["first", "second..inner"]
+
+
+def test_a_dropout_used_on_both_sides_is_not_separated() -> None:
+    class Shared(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout()
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.drop(self.second(self.drop(self.first(images))))
+            return self.fc(self.pool(self.inner(features)).flatten(1))
+
+    split = find(own(Shared())).split(1)
+    assert split.prefix is not None
+    dropouts = [
+        layer for part in (split.prefix, split.suffix) for layer in part.modules() if isinstance(layer, nn.Dropout)
+    ]
+    assert len(dropouts) == 1  # it cannot be in eval mode in one part and in train mode in the other
 
 
 def test_a_parameter_used_on_both_sides_is_not_separated() -> None:

@@ -48,6 +48,7 @@ def test_prefix_then_suffix_is_the_network_at_every_depth(name: str) -> None:
     assert stages.cuttable
     assert_covers_every_parameter_once(stages, network.module)
     images = smallest_images(network)
+    calibrate(network.module, images)
     splits = [stages.split(depth) for depth in range(stages.num_stages)] + [stages.split("all")]
     for split in splits:
         assert_same_names(split, network.module)
@@ -55,6 +56,7 @@ def test_prefix_then_suffix_is_the_network_at_every_depth(name: str) -> None:
         for part in (network.module, *(m for split in splits for m in (split.prefix, split.suffix) if m is not None)):
             part.train(mode)
         whole = seeded(network.module, images)
+        assert not torch.allclose(whole[0], whole[1], rtol=1e-3), "the logits say nothing"
         for split in splits:
             assert_equals_whole(split, images, whole)
     assert_prefix_stands_still(splits[0], images)
@@ -117,3 +119,12 @@ def smallest_images(network: Network) -> Tensor:
         except (RuntimeError, ValueError, AssertionError):
             continue
     raise AssertionError("no size works")
+
+
+def calibrate(module: nn.Module, images: Tensor) -> None:
+    """Fit BatchNorm's statistics to the images; random ones let the signal vanish in eval mode."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+    seeded(module.train(), images)

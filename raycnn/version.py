@@ -1,0 +1,3 @@
+"""The version of raycnn, known also where it runs from a folder without being installed."""
+
+__version__ = "0.1.0"
