@@ -7,6 +7,7 @@ parent does too, and when another job has taken the lease over (code 6). A store
 from __future__ import annotations
 
 import select
+import signal
 import sys
 
 from raycnn.errors import RaycnnError, StorageError
@@ -16,6 +17,8 @@ from raycnn.storage.lease import beat
 
 def main(uri: str, owner: str, beat_s: str) -> int:
     """Beat until told to leave; gives back the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop` and supervisors signal the whole tree
+        signal.signal(number, signal.SIG_IGN)
     store = open_store(uri, deadline_s=10)
     while not select.select([sys.stdin], [], [], float(beat_s))[0]:
         try:

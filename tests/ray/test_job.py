@@ -1,0 +1,92 @@
+"""jobs/train.py through `ray job submit` on a cluster with token authentication, against a real object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raycnn.storage import open_store
+from raycnn.training import checkpoint
+from tests.support.ray_head import ray_head
+from tests.support.runs import final_hashes, metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "data": {"val_fraction": 0.15, "test_fraction": 0.15, "stratify": True},
+    "model": {"name": "reference/lenet", "weights": "none"},
+    "train": {"epochs": 30, "global_batch": 32, "workers": 2, "chunk": 16, "checkpoint_every": 5},
+}
+
+
+@pytest.fixture
+def head(bucket):
+    with ray_head() as running:  # its workers inherit the bucket's AWS_* from its environment
+        yield running
+
+
+def ray_job(head, *arguments):
+    command = [str(Path(sys.executable).with_name("ray")), "job", *arguments]
+    environment = head.environment | {"RAY_ADDRESS": head.dashboard_url}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def submit(head, name, config, *more):
+    """Submit jobs/train.py with the project as the working directory, as the README says; followed unless told."""
+    code = head.temp_dir / "code"
+    if not code.exists():
+        for part in ("raycnn", "jobs"):
+            shutil.copytree(ROOT / part, code / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "run.yaml").write_text(json.dumps(config))
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    options = ["--submission-id", name, "--working-dir", str(code), "--runtime-env-json", environment, *more]
+    return ray_job(head, "submit", *options, "--", sys.executable, "jobs/train.py", "run.yaml", "--json")
+
+
+def wait_for(condition, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def test_submit_stop_and_resubmit(head, bucket, digits):
+    source = open_store(f"s3://{bucket}/digits")
+    for path in digits.rglob("*.png"):
+        source.put(str(path.relative_to(digits)), path.read_bytes())
+    run = {"name": "job", "storage": f"s3://{bucket}/runs"}
+    config = {**CONFIG, "run": run, "data": {**CONFIG["data"], "source": f"s3://{bucket}/digits"}}
+    store = open_store(f"s3://{bucket}/runs/job")
+
+    submit(head, "first", config, "--no-wait")
+    wait_for(lambda: any(commit.step >= 5 for commit in checkpoint.commits(store, None)))
+    ray_job(head, "stop", "first")
+    status = wait_for(lambda: [word for word in ("STOPPED", "SUCCEEDED", "FAILED") if word in ray_job(head, "status", "first")])
+    assert status == ["STOPPED"]
+    logs = ray_job(head, "logs", "first")
+    assert '"status": "preempted"' in logs, logs
+    stopped = checkpoint.latest(store, None)
+    total = 30 * 280 // 32 + 1
+    assert 5 <= stopped.step < total
+
+    output = submit(head, "second", config)
+    result = json.loads(next(line for line in output.splitlines() if line.startswith('{"run"')))
+    assert result["status"] == "finished"
+    assert result["resumed_from"] == stopped.step
+    assert result["steps"] == total
+    newest = checkpoint.latest(store, None)
+    assert newest.step == total
+    checkpoint.verified(store, newest)
+    steps = [line["step"] for line in metrics(store) if "loss" in line]
+    assert steps == sorted(set(steps))  # nothing lost, nothing twice
+    assert final_hashes(store)["step"] == total
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in logs + output
