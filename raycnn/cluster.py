@@ -94,6 +94,9 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
             )  # fmt: skip
         else:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        import ray.data
+
+        ray.data.DataContext.get_current()  # sets up its loggers, which would undo the levels below later
         for name in ("ray", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(level)
         yield

@@ -40,7 +40,7 @@ class Network:
 def build(name: str, num_classes: int, *, seed: int, image_size: int | None = None) -> Network:
     """The network with random weights, which depend on `seed` alone; no file or network is touched.
 
-    The class layer has num_classes outputs, auxiliary heads are left out, and no dropout works in place (a
+    The class layer has num_classes outputs and torch's default initialisation in every zoo, auxiliary heads are left out, and no dropout works in place (a
     suffix must not write to the prefix's output, which others may share). torch's random state stays as it was.
 
     Args:
@@ -53,11 +53,14 @@ def build(name: str, num_classes: int, *, seed: int, image_size: int | None = No
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = create(name, num_classes)
+        classifier = _classifier(name, module, num_classes)
+        # some of timm's start so wide that the first loss is several times chance, which the body then pays for
+        _as_linear(module.get_submodule(classifier)).reset_parameters()
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.inplace = False
     size = native.image_size if image_size is None else image_size
-    return Network(name, module, _classifier(name, module, num_classes), replace(native, image_size=size))
+    return Network(name, module, classifier, replace(native, image_size=size))
 
 
 def preprocessing(name: str) -> Preprocessing:
@@ -153,6 +156,11 @@ def _width(layer: nn.Module) -> int | None:
     if isinstance(layer, nn.Linear):
         return layer.out_features
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _as_linear(layer: nn.Module) -> nn.Linear | nn.Conv2d:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
 
 
 def _as_module(module: object) -> nn.Module:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from raycnn.config import Config, identity, identity_hash
 from raycnn.data.keyed import derive_seed
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
@@ -104,7 +106,8 @@ def first_commit(
     )
     if config.model.weights == "none":
         say(f"{network.name}: from scratch, seed {config.train.seed}")
-        if config.model.batchnorm == "frozen":
+        norms = any(isinstance(module, _BatchNorm) for module in network.module.modules())
+        if norms and config.model.batchnorm == "frozen":
             say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
     else:
         pin = config.model.weights_sha256

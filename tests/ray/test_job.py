@@ -70,8 +70,7 @@ def test_submit_stop_and_resubmit(head, bucket, digits):
     submit(head, "first", config, "--no-wait")
     wait_for(lambda: any(commit.step >= 5 for commit in checkpoint.commits(store, None)))
     ray_job(head, "stop", "first")
-    status = wait_for(lambda: [word for word in ("STOPPED", "SUCCEEDED", "FAILED") if word in ray_job(head, "status", "first")])
-    assert status == ["STOPPED"]
+    assert "was stopped" in ray_job(head, "status", "first")
     logs = ray_job(head, "logs", "first")
     assert '"status": "preempted"' in logs, logs
     stopped = checkpoint.latest(store, None)

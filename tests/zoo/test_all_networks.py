@@ -123,8 +123,10 @@ def smallest_images(network: Network) -> Tensor:
 
 def calibrate(module: nn.Module, images: Tensor) -> None:
     """Fit BatchNorm's statistics to the images; random ones let the signal vanish in eval mode."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average
-    seeded(module.train(), images)
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain average
+            layer.training = True
+    seeded(module, images)
