@@ -40,8 +40,9 @@ class Network:
 def build(name: str, num_classes: int, *, seed: int, image_size: int | None = None) -> Network:
     """The network with random weights, which depend on `seed` alone; no file or network is touched.
 
-    The class layer has num_classes outputs and torch's default initialisation in every zoo, auxiliary heads are left out, and no dropout works in place (a
-    suffix must not write to the prefix's output, which others may share). torch's random state stays as it was.
+    The class layer has num_classes outputs and torch's default initialisation in every zoo, auxiliary heads are
+    left out, and no dropout works in place (a suffix must not write to the prefix's output, which others may
+    share). torch's random state stays as it was.
 
     Args:
         image_size: side of the input, in place of the pretrained config's; the crop fraction stays.

@@ -1,0 +1,107 @@
+"""The command line on a bucket: kill -9 of the whole job and the same command again, signals, a second writer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from raycnn.storage import open_store
+from raycnn.training import checkpoint
+from tests.support.runs import final_hashes, metrics
+
+
+@pytest.fixture
+def config(bucket, tmp_path):
+    """Patches of two photographs, three sizes, JPEG and WebP, named by a Parquet manifest with its own split."""
+    store = open_store(f"s3://{bucket}/patches")
+    rows = []
+    for label, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        for number in range(90):
+            size = (40, 56, 72)[number % 3]
+            top, left = 11 * number % (photo.shape[0] - size), 29 * number % (photo.shape[1] - size)
+            buffer = io.BytesIO()
+            patch = Image.fromarray(photo[top : top + size, left : left + size])
+            patch.save(buffer, "WEBP" if number % 2 else "JPEG")
+            key = f"images/{label}-{number}"
+            store.put(key, buffer.getvalue())
+            split = "test" if number % 5 == 0 else "val" if number % 5 == 1 else "train"
+            rows.append({"key": key, "label": label, "split": split})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    store.put("manifest.parquet", sink.getvalue().to_pybytes())
+    path = tmp_path / "patches.yaml"
+    text = {
+        "run": {"name": "whole", "storage": f"s3://{bucket}/runs"},
+        "data": {"source": f"s3://{bucket}/patches/manifest.parquet"},
+        "model": {"name": "reference/lenet", "weights": "none"},
+        "optim": {"lr": 0.002},
+        "train": {"epochs": 25, "global_batch": 24, "workers": 2, "chunk": 8, "checkpoint_every": 6},
+    }
+    path.write_text(json.dumps(text))
+    return path
+
+
+def start(config, *flags):
+    command = [sys.executable, "-m", "raycnn.cli", "train", str(config), "--json", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(job, code=0):
+    out, err = job.communicate(timeout=200)
+    assert job.returncode == code, err
+    assert out.count("\n") == 1
+    return json.loads(out), err
+
+
+def wait_for_step(store, step, job):
+    while not any(commit.step >= step for commit in checkpoint.commits(store, None)):
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.1)
+
+
+def test_killed_job_and_the_same_command_again_end_with_the_same_bits(config, bucket):
+    whole, err = finish(start(config))
+    assert whole["status"] == "finished"
+    assert whole["best"]["metrics"]["accuracy"] > 0.9
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 12, err  # no noise
+
+    store = open_store(f"s3://{bucket}/runs/killed")
+    job = start(config, "--run.name", "killed")
+    wait_for_step(store, 12, job)
+    tree = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+    second, _ = finish(start(config, "--run.name", "killed"), code=6)  # while the first one lives
+    assert second["error"]["code"] == 6
+    job.kill()
+    job.wait()
+    _, alive = psutil.wait_procs(tree, timeout=30)
+    assert not alive
+    again, _ = finish(start(config, "--run.name", "killed"))
+    assert again["resumed_from"] >= 12
+    assert final_hashes(store) == final_hashes(open_store(f"s3://{bucket}/runs/whole"))
+
+
+def test_sigterm_commits_and_leaves_with_75(config, bucket):
+    store = open_store(f"s3://{bucket}/runs/whole")
+    job = start(config, "--train.epochs", "500")
+    wait_for_step(store, 6, job)
+    before = checkpoint.latest(store, None).step
+    os.kill(job.pid, signal.SIGTERM)
+    result, err = finish(job, code=75)
+    assert result["status"] == "preempted"
+    assert result["steps"] >= before
+    assert checkpoint.latest(store, None).step == result["steps"]
+    assert err.splitlines()[-1] == "preempted: everything is committed; the same command continues"
+    assert [line["step"] for line in metrics(store) if "loss" in line]

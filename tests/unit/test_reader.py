@@ -1,0 +1,73 @@
+import hashlib
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from raycnn.config import AugmentConfig
+from raycnn.data.decode import Limits
+from raycnn.data.reader import PADDING, ImageReader
+from raycnn.data.transforms import Preprocessing
+from raycnn.errors import StorageError
+
+PREP = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+ZEROS = np.zeros(4, np.int64)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Four images, one behind the other in a single object, as in a shard."""
+    rows, shard = [], b""
+    for number in range(4):
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG")
+        data = buffer.getvalue()
+        place = {"key": "shard.tar", "offset": len(shard), "length": len(data)}
+        rows.append({**place, "sha256": hashlib.sha256(data).digest(), "key_hash": number})
+        shard += data
+    (tmp_path / "shard.tar").write_bytes(shard)
+    return pa.Table.from_pylist(rows)
+
+
+def reader(tmp_path, **changes):
+    return ImageReader(str(tmp_path), PREP, Limits(10**6, 10**6), **changes)
+
+
+def test_a_row_is_a_byte_range_and_its_view_does_not_depend_on_its_neighbours(table, tmp_path):
+    views = reader(tmp_path, augment=AugmentConfig(), seed=3)
+    together, reasons = views.read(table, np.arange(4), ZEROS)
+    assert reasons == [""] * 4
+    assert together.shape == (4, 16, 16, 3)
+    for row in range(4):
+        alone, _ = views.read(table, np.array([row]), np.zeros(1, np.int64))
+        assert np.array_equal(alone[0], together[row])
+    assert not np.array_equal(views.read(table, np.arange(4), ZEROS + 1)[0], together)
+    other_seed = reader(tmp_path, augment=AugmentConfig(), seed=4)
+    assert not np.array_equal(other_seed.read(table, np.arange(4), ZEROS)[0], together)
+
+
+def test_padding_and_bad_rows_are_black_and_good_ones_beside_them_are_not(table, tmp_path):
+    shard = tmp_path / "shard.tar"
+    data = bytearray(shard.read_bytes())
+    data[table["offset"][2].as_py() + 60] ^= 1
+    shard.write_bytes(data)
+    images, reasons = reader(tmp_path).read(table, np.array([0, PADDING, 2, 3]), ZEROS)
+    assert reasons == ["", "", "changed since it was indexed", ""]
+    assert [bool(image.any()) for image in images] == [True, False, False, True]
+
+
+def test_a_missing_object_is_a_verdict(table, tmp_path):
+    (tmp_path / "shard.tar").unlink()
+    assert reader(tmp_path).read(table, np.arange(4), ZEROS)[1] == ["missing"] * 4
+
+
+def test_a_failing_store_is_an_error(table, tmp_path, monkeypatch):
+    def refuse(self, *_):
+        raise StorageError("down")
+
+    monkeypatch.setattr("raycnn.storage.local.LocalStore.get", refuse)
+    with pytest.raises(StorageError):
+        reader(tmp_path).read(table, np.arange(4), ZEROS)
