@@ -50,7 +50,7 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     from raycnn.cluster import connect
     from raycnn.data.manifest import read_index
     from raycnn.storage import open_store
-    from raycnn.training.fit import fit
+    from raycnn.training.fit import fit, hold
     from raycnn.training.run import check_identity, read_run
 
     settings = load_config(config)
@@ -59,9 +59,9 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     facts = read_run(store)
     if facts:
         check_identity(settings, facts, store.uri)
-    with connect(address, verbose=verbose):
+    with hold(store) as lease, connect(address, verbose=verbose):
         pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-        return fit(settings, store, pinned, show)
+        return fit(settings, store, pinned, lease, show)
 
 
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:

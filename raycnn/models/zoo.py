@@ -146,7 +146,7 @@ def _classifier(network: str, module: nn.Module, num_classes: int) -> str:
     if network.startswith("timm/"):
         config: Any = module.pretrained_cfg
         path: Any = config["classifier"]
-        if isinstance(path, str):
+        if isinstance(path, str) and path in dict(module.named_modules()):
             return path
         raise ConfigError(f"{network} does not have one class layer", where="model.name", fix="use another network")
     wide: list[str] = [name for name, layer in module.named_modules() if _width(layer) == num_classes]

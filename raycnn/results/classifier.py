@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raycnn.data.decode import Limits, decode
 from raycnn.data.transforms import eval_view
+from raycnn.models.weights import load_state
 from raycnn.models.zoo import build
 from raycnn.training.device import Normalize, choose_precision, in_chunks, to_device
 from raycnn.training.serialize import decode_weights
@@ -39,7 +40,7 @@ class Classifier(nn.Module):
     def load(cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device) -> Classifier:
         """From the bytes of a checkpoint."""
         network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size).module
-        network.load_state_dict(decode_weights(weights), strict=True)
+        load_state(network, decode_weights(weights), where="weights.safetensors")
         network.to(memory_format=torch.channels_last)
         return cls(network, facts, choose_precision(precision, device)).to(device)
 

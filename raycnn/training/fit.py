@@ -28,13 +28,19 @@ from raycnn.training.worker import Job, run_rank
 Show = Callable[[dict[str, Any], list[str]], None]
 
 
-def fit(config: Config, store: Store, index: Index, show: Show) -> dict[str, Any]:
+def hold(store: Store) -> Lease:
+    """The lease of the run in the folder `store`; a context manager. RunBusyError if another job has it."""
+    return acquire(store, lambda record: _newest_step(store, record))
+
+
+def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
     """Train the run in the folder `store` to its end, from its newest checkpoint if it has one.
 
     Args:
         config: the run's.
         store: the run's folder.
         index: the index that the run is, or will be, pinned to.
+        lease: of the run, held by this process.
         show: called several times a second with the newest progress and new log lines.
 
     Returns:
@@ -43,7 +49,7 @@ def fit(config: Config, store: Store, index: Index, show: Show) -> dict[str, Any
     Raises:
         RaycnnError: as the run ends.
     """
-    with acquire(store, lambda record: newest_step(store, record)) as lease, asked_to_leave() as leaving:
+    with asked_to_leave() as leaving:
         record = read_lease(store)
         create_run(config, store, index.hash, index.classes)
         commit = checkpoint.latest(store, record)
@@ -57,8 +63,7 @@ def fit(config: Config, store: Store, index: Index, show: Show) -> dict[str, Any
     return _result(config, plan, outcome)
 
 
-def newest_step(store: Store, record: LeaseRecord) -> int:
-    """Step of the newest valid checkpoint, -1 without one."""
+def _newest_step(store: Store, record: LeaseRecord) -> int:
     commit = checkpoint.latest(store, record)
     return commit.step if commit else -1
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raycnn.config import Config
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Split, find
+from raycnn.models.weights import load_state
 from raycnn.models.zoo import Network
 from raycnn.training.device import Normalize, choose_precision, in_chunks
 from raycnn.training.losses import cross_entropy_sum
@@ -151,7 +152,7 @@ class Learner:
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
         """Continue from a snapshot; an empty optimizer state starts afresh."""
-        self.module.load_state_dict(weights, strict=True)
+        load_state(self.module, weights, where="weights.safetensors")
         if optimizer:
             self.optimizer.load_state_dict(optimizer["optimizer"])
             self.scaler.load_state_dict(optimizer["scaler"])

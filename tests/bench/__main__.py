@@ -39,6 +39,7 @@ def main() -> None:
         rows.append(ingest(root))
         rows.append(first_step(root))
         rows += memory(root)
+        rows.append(large_index(root))
     print(f"\n{available_cpus()} CPUs, Python {sys.version.split()[0]}; medians of {ROUNDS}\n")
     print("| what | raycnn | against | ratio | goal |\n|---|---|---|---|---|")
     for row in rows:
@@ -110,7 +111,10 @@ def memory(root: Path) -> list[tuple[str, ...]]:
     for count in (2000, 20_000):
         write_tree(root / f"small-{count}", count, width=48, height=48, quality=80)
         config = config_of(root / f"small-{count}", root / f"memory-{count}")
-        peaks[count] = watched(config, root, until_step_1=False)
+        peaks[count] = watched(
+            config,
+            root,
+        )
     rows = []
     for process in ("driver", "rank", "decoder"):
         few, many = peaks[2000][process], peaks[20_000][process]
@@ -126,17 +130,26 @@ def memory(root: Path) -> list[tuple[str, ...]]:
     return rows
 
 
+def large_index(root: Path) -> tuple[str, ...]:
+    """Peak memory of the driver that indexes 100,000 objects, and how long that takes the first and the second time."""
+    write_tree(root / "many", 100_000, width=32, height=32, quality=70)
+    config = config_of(root / "many", root / "many-runs")
+    first, second = (watched(config, root, verb="index") for _ in range(2))
+    seconds = f"{first['seconds']:.0f} s, again {second['seconds']:.0f} s"
+    return "index of 100,000 objects: peak memory of the driver, MB", f"{first['driver']:.0f}", seconds, "-", "bounded"
+
+
 KINDS = {"RayTrainWorker": "rank", "decode_block": "decoder", "MapBatches": "decoder", "ReadRange": "decoder"}
 
 
-def watched(config: dict[str, Any], root: Path, *, until_step_1: bool) -> dict[str, float]:
-    """Run `raycnn train` as a user would; peak MB by kind of process, and seconds to the first commit after step 0."""
+def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, verb: str = "train") -> dict[str, float]:
+    """Run `raycnn VERB` as a user would; peak MB by kind of process, and seconds to the first commit after step 0."""
     path = root / "run.yaml"
     path.write_text(json.dumps(config))
     store = open_store(config["run"]["storage"]).child(config["run"]["name"])
     found: dict[str, float] = {}
     start = time.perf_counter()
-    command = [sys.executable, "-m", "raycnn.cli", "train", str(path), "--json"]
+    command = [sys.executable, "-m", "raycnn.cli", verb, str(path), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as job:
         while job.poll() is None:
             time.sleep(0.1)
@@ -149,6 +162,7 @@ def watched(config: dict[str, Any], root: Path, *, until_step_1: bool) -> dict[s
                 job.terminate()
                 break
         job.wait()
+    found["seconds"] = time.perf_counter() - start
     return found
 
 

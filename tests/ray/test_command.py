@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from raycnn.storage import open_store
+from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
 from tests.support.runs import final_hashes, metrics
 
@@ -47,7 +48,7 @@ def config(bucket, tmp_path):
         "data": {"source": f"s3://{bucket}/patches/manifest.parquet"},
         "model": {"name": "reference/lenet", "weights": "none"},
         "optim": {"lr": 0.002},
-        "train": {"epochs": 25, "global_batch": 24, "workers": 2, "chunk": 8, "checkpoint_every": 6},
+        "train": {"epochs": 50, "global_batch": 24, "workers": 2, "chunk": 8, "checkpoint_every": 6},
     }
     path.write_text(json.dumps(text))
     return path
@@ -80,10 +81,12 @@ def test_killed_job_and_the_same_command_again_end_with_the_same_bits(config, bu
 
     store = open_store(f"s3://{bucket}/runs/killed")
     job = start(config, "--run.name", "killed")
+    while not read_lease(store).owner:
+        time.sleep(0.1)
+    second, _ = finish(start(config, "--run.name", "killed"), code=6)
+    assert second["error"]["code"] == 6
     wait_for_step(store, 12, job)
     tree = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-    second, _ = finish(start(config, "--run.name", "killed"), code=6)  # while the first one lives
-    assert second["error"]["code"] == 6
     job.kill()
     job.wait()
     _, alive = psutil.wait_procs(tree, timeout=30)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -107,3 +108,12 @@ def test_without_timm_only_its_own_networks_fail_and_name_the_extra(monkeypatch:
     build("torchvision/squeezenet1_1", 2, seed=0)
     with pytest.raises(ConfigError, match=r"pip install 'raycnn\[timm\]'"):
         build("timm/tf_efficientnet_lite0", 2, seed=0)
+
+
+def test_an_encoder_without_a_class_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder(nn.Conv2d):
+        pretrained_cfg: ClassVar = {"classifier": "fc"}
+
+    monkeypatch.setattr("timm.models.create_model", lambda *_, **__: Encoder(3, 4, 1))
+    with pytest.raises(ConfigError, match="one class layer"):
+        build("timm/test_resnet", 2, seed=0)
