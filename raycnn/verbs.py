@@ -129,14 +129,12 @@ def load(run: str, step: int | str = "best") -> Any:
     """
     import torch
 
-    from raycnn.results.classifier import Classifier
-    from raycnn.results.inference import read_checkpoint
+    from raycnn.results.inference import read_classifier
     from raycnn.storage import open_store
     from raycnn.training.run import find_commit
 
     store = open_store(run)
-    facts, weights = read_checkpoint(store, find_commit(store, step))
-    return Classifier.load(weights, facts, "float32", torch.device("cpu"))
+    return read_classifier(store, find_commit(store, step), "float32", torch.device("cpu"))
 
 
 def _index(config: Config, show: Show) -> Any:

@@ -17,7 +17,7 @@ from raycnn.data.manifest import Index
 from raycnn.data.reader import COLUMNS, ImageReader
 from raycnn.models.stages import find
 from raycnn.models.zoo import Network
-from raycnn.training.device import Normalize, in_chunks
+from raycnn.training.device import Normalize, in_chunks, prepare
 from raycnn.training.metrics import classification_metrics
 
 _C = 0.01  # inverse strength of the L2 penalty, on standardised features
@@ -47,7 +47,7 @@ def _features(network: Network, reader: ImageReader, table: pa.Table) -> npt.NDA
     prefix.eval()
     normalize, table = Normalize(network.preprocessing), table.select(COLUMNS)
     threads = torch.get_num_threads()
-    torch.set_num_threads(available_cpus())
+    prepare(torch.device("cpu"), available_cpus())
     found = []
     try:
         for start in range(0, len(table), _CHUNK):

@@ -10,7 +10,7 @@ from raycnn.config import Config
 from raycnn.data.manifest import read_index
 from raycnn.data.reader import COLUMNS
 from raycnn.errors import CheckpointError, DataError
-from raycnn.results.inference import infer, read_checkpoint
+from raycnn.results.inference import infer
 from raycnn.results.statistics import bootstrap_by_group, wilson
 from raycnn.storage import open_store
 from raycnn.training.metrics import classification_metrics, details
@@ -38,8 +38,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     table = index.rows(config.evaluate.split)
     if not len(table):
         raise DataError("the split has no rows", where=f"evaluate.split: {config.evaluate.split}", fix="choose another")
-    facts, weights = read_checkpoint(store, commit)
-    found = list(infer(config, facts, weights, index.source, table))
+    found = list(infer(config, store, commit, index.source, table))
     reasons = np.concatenate([scored.reasons for scored in found])
     good = reasons == ""
     if (~good).mean() > config.data.bad_image_budget:
@@ -57,7 +56,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "rows": len(labels_N),
         "unreadable": int((~good).sum()),
         "metrics": with_intervals(logits_NK, labels_N, groups_N),
-        **details(logits_NK, labels_N, facts.classes),
+        **details(logits_NK, labels_N, index.classes),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from raycnn.cluster import division
 from raycnn.config import Config
@@ -19,6 +20,7 @@ from raycnn.results.classifier import Classifier
 from raycnn.storage import Store
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
+from raycnn.training.device import prepare
 from raycnn.training.state import NetworkFacts, TrainState
 
 
@@ -34,14 +36,29 @@ class Scored:
     reasons: npt.NDArray[np.str_]
 
 
-def read_checkpoint(store: Store, commit: Commit) -> tuple[NetworkFacts, bytes]:
-    """What a checkpoint's network is, and its weights as safetensors; verified."""
+def read_facts(store: Store, commit: Commit) -> NetworkFacts:
+    """What a checkpoint's network is."""
+    return TrainState.decode(checkpoint.verified(store, commit, ["state.json"])["state.json"]).network
+
+
+def read_classifier(store: Store, commit: Commit, precision: str, device: torch.device) -> Classifier:
+    """A checkpoint's network, its files verified."""
     files = checkpoint.verified(store, commit, ["state.json", "weights.safetensors"])
-    return TrainState.decode(files["state.json"]).network, files["weights.safetensors"]
+    facts = TrainState.decode(files["state.json"]).network
+    return Classifier.load(files["weights.safetensors"], facts, precision, device)
 
 
-def infer(config: Config, facts: NetworkFacts, weights: bytes, source: str, table: pa.Table) -> Iterator[Scored]:
-    """Scores of every row of `table` (keys relative to `source`), in order; the bits do not depend on the workers."""
+def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.Table) -> Iterator[Scored]:
+    """Scores of every row of `table` by a checkpoint, in order; the bits do not depend on the number of workers.
+
+    Args:
+        config: of the run; workers, threads and limits are taken from it.
+        store: the run's folder.
+        commit: the checkpoint; each worker reads it by itself.
+        source: uri that the table's keys are relative to.
+        table: with the columns COLUMNS.
+    """
+    facts = read_facts(store, commit)
     import ray
 
     workers = config.train.workers
@@ -55,9 +72,13 @@ def infer(config: Config, facts: NetworkFacts, weights: bytes, source: str, tabl
     order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
     dataset = blocks(reader, table, order, task_cpus=cpus.task, first=0, last=order.num_blocks)
     dataset = dataset.map_batches(
-        Scorer, fn_constructor_args=(ray.put(weights), facts, config), batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus.per_rank, num_gpus=1 if cpus.gpus else 0,
-    )  # fmt: skip
+        Scorer,
+        fn_constructor_args=(store, commit, config),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, order.num_blocks)),
+        num_cpus=cpus.per_rank,
+        num_gpus=1 if cpus.gpus else 0,
+    )
     for got in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         real = got["row"] != PADDING
         yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
@@ -66,15 +87,12 @@ def infer(config: Config, facts: NetworkFacts, weights: bytes, source: str, tabl
 class Scorer:
     """The network in one actor: blocks of images to logits, in chunks of the checkpoint's fixed size."""
 
-    def __init__(self, weights_ref: Any, facts: NetworkFacts, config: Config) -> None:
+    def __init__(self, store: Store, commit: Commit, config: Config) -> None:
         import ray
-        import torch
 
-        from raycnn.training.device import set_determinism
-
-        self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        set_determinism(self.device, config.train.threads)
-        self.network = Classifier.load(ray.get(weights_ref), facts, config.train.precision, self.device)
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        prepare(device, config.train.threads)
+        self.network = read_classifier(store, commit, config.train.precision, device)
 
     def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Columns image, row, reason to row, reason, logits."""

@@ -16,7 +16,7 @@ from raycnn.data.manifest import read_index
 from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
 from raycnn.errors import CheckpointError, DataError
-from raycnn.results.inference import Scored, infer, read_checkpoint
+from raycnn.results.inference import Scored, infer, read_facts
 from raycnn.storage import Store, open_store
 from raycnn.training.run import find_commit, read_run
 
@@ -44,7 +44,7 @@ def predict(config: Config) -> dict[str, Any]:
         name = hashlib.sha256(config.predict.source.encode()).hexdigest()[:12]
     if not len(table):
         raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
-    facts, weights = read_checkpoint(store, commit)
+    facts = read_facts(store, commit)
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
     keys, unreadable = table["key"], 0
     schema = pa.schema(
@@ -59,7 +59,7 @@ def predict(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
         path = Path(scratch) / "predictions.parquet"
         with pq.ParquetWriter(path, schema) as writer:
-            for scored in infer(config, facts, weights, source, table):
+            for scored in infer(config, store, commit, source, table):
                 writer.write_table(_rows(scored, keys, facts.classes, schema))
                 unreadable += int((scored.reasons != "").sum())
         target.put_file(key, path)

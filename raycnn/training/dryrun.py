@@ -17,7 +17,7 @@ from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
 from raycnn.models.zoo import build
-from raycnn.training.device import set_determinism, to_device
+from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
 from raycnn.training.phases import depth_at
@@ -59,7 +59,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
 def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, float, float]:
     """A learner of one rank's size, seconds of a training step at the deepest phase, seconds of an evaluation chunk."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_determinism(device, config.train.threads)
+    prepare(device, config.train.threads)
     network = build(config.model.name, num_classes, seed=0, image_size=config.data.image_size)
     learner = Learner(network, config, device, 1, None)
     size = network.preprocessing.image_size

@@ -23,7 +23,7 @@ from raycnn.storage.lease import LeaseRecord, begin_group
 from raycnn.training import checkpoint
 from raycnn.training.badrows import BadRows
 from raycnn.training.checkpoint import Commit
-from raycnn.training.device import set_determinism
+from raycnn.training.device import prepare
 from raycnn.training.learner import Learner
 from raycnn.training.loop import Clock, Task, train
 from raycnn.training.losses import class_weights
@@ -77,7 +77,7 @@ def run_rank(told: dict[str, Job]) -> None:
 def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     config, clock = job.config, Clock()
     device = _device()
-    set_determinism(device, config.train.threads)
+    prepare(device, config.train.threads)
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
     with clock("start"):
