@@ -18,6 +18,8 @@ from ray.autoscaler._private.aws.config import _configure_iam_role, _configure_s
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from raycnn.version import __version__
+
 ROOT = Path(__file__).parents[2]
 Cluster = dict[str, Any]
 
@@ -63,7 +65,7 @@ def installed_by_pip(cluster: Cluster) -> list[str]:
 
 def pinned(cluster: Cluster) -> bool:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wheel = f"~/raycnn-{project['version']}-py3-none-any.whl"
+    wheel = f"~/raycnn-{__version__}-py3-none-any.whl"
     asked = next(r for r in map(Requirement, project["dependencies"]) if r.name == "ray")
     exact = {Requirement(word).name: Requirement(word) for word in installed_by_pip(cluster) if "==" in word}
     wheels = {re.sub(r"\[.*", "", word).replace("$HOME", "~") for word in installed_by_pip(cluster) if ".whl" in word}
