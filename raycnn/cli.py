@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 from raycnn import verbs
 from raycnn.config import fields, load_config
 from raycnn.errors import ConfigError, Preempted, RaycnnError
-from raycnn.progress import Progress
+from raycnn.progress import Progress, quiet_logs
 
 _VERBS = {
     "index": "read the source once: every object becomes a row of the manifest or is quarantined",
@@ -33,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in arguments
     progress = Progress()
-    logging.captureWarnings(True)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    quiet_logs()
     code = 0
     try:
         result = run(arguments, progress)
@@ -48,16 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             code = 1
     except RaycnnError as error:
         progress.close()
-        code = error.code
-        if as_json:
-            print(json.dumps({"error": error.as_json()}))
-        print(f"error: {error}", file=sys.stderr)
+        code = _tell(error, as_json)
+    except Exception as error:
+        progress.close()
+        if "--verbose" in arguments:
+            raise
+        code = _tell(RaycnnError(f"unexpected {type(error).__name__}: {error}", fix="--verbose shows where"), as_json)
     except KeyboardInterrupt:
         progress.close()
         code = Preempted.code
         print("interrupted; the same command continues", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _tell(error: RaycnnError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": error.as_json()}))
+    print(f"error: {error}", file=sys.stderr)
+    return error.code
 
 
 def run(arguments: Sequence[str], progress: Progress) -> Any:

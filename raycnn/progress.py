@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any, TextIO
 
 _EVERY_S = 10.0
+
+
+def quiet_logs() -> None:
+    """Let warnings of raycnn and of libraries' loggers through to stderr, but none of Python's own."""
+    logging.captureWarnings(True)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
 class Progress:

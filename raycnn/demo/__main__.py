@@ -18,7 +18,7 @@ from raycnn.config import Config, load_config
 from raycnn.demo import data
 from raycnn.demo.server import ObjectServer
 from raycnn.errors import Preempted, RaycnnError
-from raycnn.progress import Progress
+from raycnn.progress import Progress, quiet_logs
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "solar.yaml"
 
@@ -42,6 +42,7 @@ def run(folder: Path, server: ObjectServer) -> None:
     """The demo against a running object store; its credentials are in the environment."""
     seconds: dict[str, float] = {}
     progress = Progress()
+    quiet_logs()
 
     @contextmanager
     def phase(name: str, text: str) -> Iterator[None]:

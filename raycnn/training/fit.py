@@ -15,7 +15,7 @@ from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import CheckpointError, NoProgressError, RaycnnError
+from raycnn.errors import CheckpointError, DataError, NoProgressError, RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
@@ -49,6 +49,9 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     Raises:
         RaycnnError: as the run ends.
     """
+    if index.kind != "class":
+        fix = "give one class per image"
+        raise DataError(f"the targets are of the kind {index.kind!r}", where=f"data.source {index.source}", fix=fix)
     with asked_to_leave() as leaving:
         record = read_lease(store)
         create_run(config, store, index.hash, index.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -39,6 +40,18 @@ class Monitor:
     def outcome(self) -> dict[str, Any] | RaycnnError | None:
         """How it ended; None when the group died instead."""
         return self._outcome
+
+
+class LinesToReporter(logging.Handler):
+    """Sends what a worker logs to its reporter, since Ray shows a worker's own output only when asked to."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, as one line."""
+        self._reporter.line(self.format(record))
 
 
 class Reporter:

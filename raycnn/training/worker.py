@@ -27,7 +27,7 @@ from raycnn.training.device import prepare
 from raycnn.training.learner import Learner
 from raycnn.training.loop import Clock, Task, train
 from raycnn.training.losses import class_weights
-from raycnn.training.monitor import Reporter
+from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
 from raycnn.training.serialize import decode_optimizer, decode_weights
@@ -64,6 +64,8 @@ def run_rank(told: dict[str, Job]) -> None:
     logging.captureWarnings(True)
     ranks = Ranks()
     reporter = Reporter(job.monitor) if ranks.rank == 0 else None
+    if reporter:
+        logging.getLogger("raycnn").addHandler(LinesToReporter(reporter))
     outcome: dict[str, Any] | RaycnnError
     try:
         outcome = _train(job, ranks, reporter)

@@ -12,6 +12,7 @@ import pytest
 import raycnn
 from raycnn.errors import CheckpointError, DivergedError
 from raycnn.storage import open_store
+from raycnn.training.serialize import decode_weights
 from tests.support.runs import final_hashes, metrics
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -114,11 +115,10 @@ def test_a_diverging_run_ends_with_code_4_and_keeps_its_last_commit(digits, tmp_
     )
     with pytest.raises(DivergedError, match=r"step \d+, learning rate 1e\+30"):
         raycnn.train(config)
-    commit = raycnn.training.checkpoint.latest(open_store(str(tmp_path / "run")), None)
-    weights = raycnn.training.checkpoint.verified(open_store(str(tmp_path / "run")), commit)["weights.safetensors"]
-    from raycnn.training.serialize import decode_weights
-
-    assert all(bool(tensor.isfinite().all()) for tensor in decode_weights(weights).values())
+    store = open_store(str(tmp_path / "run"))
+    newest = raycnn.training.checkpoint.latest(store, None)
+    weights = commit_weights(store, newest.step)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def test_other_settings_under_the_same_name_are_refused_with_the_difference(digits, tmp_path):
@@ -129,6 +129,23 @@ def test_other_settings_under_the_same_name_are_refused_with_the_difference(digi
     more = raycnn.train(raycnn.load_config(config, {"train.epochs": 2, "train.workers": 2}))
     assert more["epochs"] >= 2
     assert more["resumed_from"]
+
+
+def test_a_run_can_start_from_another_runs_best_weights(digits, tmp_path):
+    raycnn.train(settings(digits, tmp_path, **{"train.epochs": 1}))
+    said = []
+    child = settings(digits, tmp_path, "child", **{"train.epochs": 1, "model.weights": "run:run", "train.keep": 9})
+    raycnn.train(child, show=lambda progress, lines: said.extend(lines))
+    assert any("run:run" in line for line in said)
+    parent = decode_weights(raycnn.training.run.best_weights(open_store(f"{tmp_path}/run")))
+    first = commit_weights(open_store(f"{tmp_path}/child"), 0)
+    assert all(parent[name].equal(first[name]) for name in parent if not name.startswith("head"))
+    assert json.loads(open_store(f"{tmp_path}/child").get("run.json"))["parent"] == "run"
+
+
+def commit_weights(store, step):
+    commit = next(commit for commit in raycnn.training.checkpoint.commits(store, None) if commit.step == step)
+    return decode_weights(raycnn.training.checkpoint.verified(store, commit)["weights.safetensors"])
 
 
 def test_phases_train_what_their_depth_says(digits, tmp_path):
@@ -143,13 +160,8 @@ def test_phases_train_what_their_depth_says(digits, tmp_path):
     config = settings(digits, tmp_path, **changes)
     trained = raycnn.train(config)
     store = open_store(str(tmp_path / "run"))
-    from raycnn.training.serialize import decode_weights
-
-    commits = {commit.step: commit for commit in raycnn.training.checkpoint.commits(store, None)}
-    steps = sorted(commits)[-9:]
-    weights = {
-        s: decode_weights(raycnn.training.checkpoint.verified(store, commits[s])["weights.safetensors"]) for s in steps
-    }
+    steps = sorted(commit.step for commit in raycnn.training.checkpoint.commits(store, None))[-9:]
+    weights = {step: commit_weights(store, step) for step in steps}
     boundary = raycnn.data.plan.Plan(280, 32, 0).steps(1)
     for before, after in pairwise(steps):
         first = next(iter(weights[before]))
