@@ -25,7 +25,7 @@ def settings(source, storage, name="run", **changes):
         "model": {"name": "reference/lenet", "weights": "none"},
         "augment": {"crop_scale": [0.8, 1.0], "hflip": 0.0},
         "optim": {"name": "adamw", "lr": 0.005, "warmup_epochs": 0.5},
-        "train": {"epochs": 6, "global_batch": 32, "chunk": 16, "checkpoint_every": 7, "log_every": 3},
+        "train": {"epochs": 4, "global_batch": 32, "chunk": 16, "checkpoint_every": 7, "log_every": 3},
     }
     return raycnn.load_config(config, changes)
 
