@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
+from raycnn.errors import RaycnnError
 
 Int64s = npt.NDArray[np.int64]
 IMAGES_PER_BLOCK = 256
@@ -178,9 +179,22 @@ def stream(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
         yield from _checked(dataset, order, first, last)
 
 
+def batches_of(dataset: Any, **options: Any) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """dataset.iter_batches as numpy; a RaycnnError of a task comes as itself, not inside of Ray's own error."""
+    try:
+        yield from dataset.iter_batches(batch_format="numpy", **options)
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, RaycnnError):
+            found = getattr(found, "cause", None) or found.__cause__
+        if found is None:
+            raise
+        raise found from None
+
+
 def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batch]:
     expected = _batches_of(order, first, last)
-    for got in dataset.iter_batches(batch_size=order.batch_rows, batch_format="numpy", prefetch_batches=2):
+    for got in batches_of(dataset, batch_size=order.batch_rows, prefetch_batches=2):
         rows = got["row"]
         if not np.array_equal(rows, next(expected)):
             raise RuntimeError("Ray Data delivered rows in another order than planned; please report this")

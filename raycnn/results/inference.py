@@ -13,7 +13,7 @@ import torch
 
 from raycnn.cluster import division
 from raycnn.config import Config
-from raycnn.data.dataset import ScanOrder, batches_per_block, blocks
+from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
 from raycnn.data.decode import Limits
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
@@ -58,9 +58,9 @@ def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.T
         source: uri that the table's keys are relative to.
         table: with the columns COLUMNS.
     """
-    facts = read_facts(store, commit)
     import ray
 
+    facts = read_facts(store, commit)
     workers = config.train.workers
     cpus = division(workers)
     reader = ImageReader(
@@ -79,7 +79,7 @@ def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.T
         num_cpus=cpus.per_rank,
         num_gpus=1 if cpus.gpus else 0,
     )
-    for got in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+    for got in batches_of(dataset, batch_size=None):
         real = got["row"] != PADDING
         yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
 

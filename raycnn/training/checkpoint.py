@@ -27,7 +27,7 @@ from raycnn.training.commit import (
     parse_key,
 )
 
-__all__ = ["Commit", "best", "commits", "latest", "prune", "verified", "write"]
+__all__ = ["Commit", "best", "commits", "latest", "newest_step", "prune", "verified", "write"]
 
 _READS: Final = 3  # bytes flipped on their way are right the next time; those flipped in the store stay so
 _LISTINGS: Final = 20
@@ -110,6 +110,12 @@ def latest(store: Store, record: LeaseRecord | None) -> Commit | None:
         return None
 
     return _while_pruned(look)
+
+
+def newest_step(store: Store, record: LeaseRecord) -> int:
+    """Step of the newest valid checkpoint that the lease believes, -1 without one."""
+    commit = latest(store, record)
+    return commit.step if commit else -1
 
 
 def verified(store: Store, commit: Commit, names: Iterable[str] | None = None) -> dict[str, bytes]:

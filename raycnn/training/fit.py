@@ -30,7 +30,7 @@ Show = Callable[[dict[str, Any], list[str]], None]
 
 def hold(store: Store) -> Lease:
     """The lease of the run in the folder `store`; a context manager. RunBusyError if another job has it."""
-    return acquire(store, lambda record: _newest_step(store, record))
+    return acquire(store, lambda record: checkpoint.newest_step(store, record))
 
 
 def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
@@ -64,11 +64,6 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         if outcome is None:
             outcome = _run_workers(config, index.hash, lease, leaving, show)
     return _result(config, plan, outcome)
-
-
-def _newest_step(store: Store, record: LeaseRecord) -> int:
-    commit = checkpoint.latest(store, record)
-    return commit.step if commit else -1
 
 
 def _refuse_restart(store: Store, record: LeaseRecord) -> None:

@@ -135,13 +135,8 @@ def next_batch(batches: Iterator[Batch]) -> tuple[Batch, RaycnnError | None]:
     """The next batch, or an empty one and the error that kept it away, which the ranks then agree on."""
     try:
         return next(batches), None
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, RaycnnError):
-            found = getattr(found, "cause", None) or found.__cause__
-        if found is None:
-            raise
-        return Batch(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()), found
+    except RaycnnError as error:
+        return Batch(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()), error
 
 
 def diverged(step: int, lr: float, task: Task) -> DivergedError:

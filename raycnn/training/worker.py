@@ -114,7 +114,7 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
 def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:
     """Rank 0's word for the whole group: its lease epoch, and the one commit that all ranks start from."""
     try:
-        record = begin_group(store, job.owner, lambda held: _newest_step(store, held))
+        record = begin_group(store, job.owner, lambda held: checkpoint.newest_step(store, held))
         commit = checkpoint.latest(store, record)
         if commit is None:
             return CheckpointError("no valid checkpoint is left", where=store.uri, fix="start under a new run.name")
@@ -127,11 +127,6 @@ def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | Raycnn
         return record, commit
     except RaycnnError as error:
         return error
-
-
-def _newest_step(store: Store, record: LeaseRecord) -> int:
-    commit = checkpoint.latest(store, record)
-    return commit.step if commit else -1
 
 
 def _device() -> torch.device:
