@@ -76,39 +76,64 @@ def run_rank(told: dict[str, Job]) -> None:
         ray.get(job.monitor.finish.remote(outcome))
 
 
+@dataclass(frozen=True)
+class Start:
+    """All that training needs, restored from one commit; the same on every rank but for who records."""
+
+    commit: Commit
+    state: TrainState
+    learner: Learner
+    task: Task
+    validation: Validation
+    bad_rows: BadRows
+    recorder: Recorder
+
+
 def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     config, clock = job.config, Clock()
-    device = _device()
-    prepare(device, config.train.threads)
-    storage = open_store(config.run.storage)
-    store = storage.child(config.run.name)
+    found: Start | RaycnnError
     with clock("start"):
-        resume: tuple[LeaseRecord, Commit] = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
-        record, commit = resume
-        if reporter:
-            reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
-        index = read_index(storage, job.index, columns=[*COLUMNS, "label", "split"])
-        files = checkpoint.verified(store, commit)
-        state = TrainState.decode(files["state.json"])
-        learner = _learner(config, state, index, device, ranks.world)
-        learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
-        task, validation = _task(config, state, index, job.task_cpus, ranks.world)
-        bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
-        run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
-        if run:
-            run.show(files["metrics.jsonl"].decode().split("\n")[:-1], commit.step)
-        recorder = Recorder(run, commit)
-    steps = task.plan.steps(config.train.epochs)
+        try:
+            found = _start(job, ranks)
+        except RaycnnError as error:
+            found = error
+        # a rank that failed alone must not leave the others waiting for it
+        ranks.raise_first(found if isinstance(found, RaycnnError) else None)
+        assert isinstance(found, Start)
+    commit, state, plan = found.commit, found.state, found.task.plan
     if reporter:
-        reporter.progress(step=state.step, first_step=state.step, steps=steps, rows=task.plan.global_batch)
-    status, state = train(learner, task, state, ranks, recorder, validation, bad_rows, reporter, clock)
+        reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
+        reporter.progress(step=state.step, steps=plan.steps(config.train.epochs), rows=plan.global_batch)
+    status, state = train(
+        found.learner, found.task, state, ranks, found.recorder, found.validation, found.bad_rows, reporter, clock
+    )
     return {
         "status": status,
         "first_step": commit.step,
         "state": state,
-        "checkpoint": recorder.last.name if recorder.last else commit.name,
+        "checkpoint": found.recorder.last.name if found.recorder.last else commit.name,
         "seconds": dict(clock.seconds),
     }
+
+
+def _start(job: Job, ranks: Ranks) -> Start:
+    config, device = job.config, _device()
+    prepare(device, config.train.threads)
+    storage = open_store(config.run.storage)
+    store = storage.child(config.run.name)
+    resume: tuple[LeaseRecord, Commit] = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
+    record, commit = resume
+    index = read_index(storage, job.index, columns=[*COLUMNS, "label", "split"])
+    files = checkpoint.verified(store, commit)
+    state = TrainState.decode(files["state.json"])
+    learner = _learner(config, state, index, device, ranks.world)
+    learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
+    task, validation = _task(config, state, index, job.task_cpus, ranks.world)
+    bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
+    run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
+    if run:
+        run.show(files["metrics.jsonl"].decode().split("\n")[:-1], commit.step)
+    return Start(commit, state, learner, task, validation, bad_rows, Recorder(run, commit))
 
 
 def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:
