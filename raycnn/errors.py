@@ -15,6 +15,7 @@ RaycnnError
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -103,3 +104,19 @@ class Preempted(RaycnnError):  # noqa: N818
     """Asked to leave; the same command continues the run."""
 
     code = 75
+
+
+def encode_error(error: RaycnnError) -> str:
+    """An error as text that `decode_error` reads."""
+    return json.dumps({"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix})
+
+
+def decode_error(text: str) -> RaycnnError:
+    """The error that `encode_error` wrote."""
+    told = json.loads(text)
+    kinds = {kind.__name__: kind for kind in _all_kinds(RaycnnError)}
+    return kinds[told["kind"]](told["what"], where=told["where"], fix=told["fix"])
+
+
+def _all_kinds(kind: type[RaycnnError]) -> list[type[RaycnnError]]:
+    return [kind, *(each for below in kind.__subclasses__() for each in _all_kinds(below))]

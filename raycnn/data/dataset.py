@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
-from raycnn.errors import RaycnnError
+from raycnn.errors import RaycnnError, decode_error, encode_error
 
 Int64s = npt.NDArray[np.int64]
 IMAGES_PER_BLOCK = 256
@@ -128,8 +128,18 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
 
     def decode_block(ids: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
         rows, epochs = order.block(first + int(ids["id"][0]))
-        images, reasons = reader.read(ray.get(table_ref), rows, epochs)
-        return {"image": images, "row": rows, "reason": np.array(reasons, dtype=np.str_)}
+        error = ""  # travels as data: Ray keeps only the text of what a task raises
+        try:
+            images, reasons = reader.read(ray.get(table_ref), rows, epochs)
+        except RaycnnError as failure:
+            size, error = reader.preprocessing.image_size, encode_error(failure)
+            images, reasons = np.zeros((len(rows), size, size, 3), np.uint8), [""] * len(rows)
+        return {
+            "image": images,
+            "row": rows,
+            "reason": np.array(reasons, dtype=np.str_),
+            "error": np.array([error] * len(rows), dtype=np.str_),
+        }
 
     dataset = ray.data.range(last - first, override_num_blocks=last - first)
     dataset = dataset.map_batches(decode_block, batch_size=None, num_cpus=task_cpus)
@@ -180,16 +190,12 @@ def stream(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
 
 
 def batches_of(dataset: Any, **options: Any) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """dataset.iter_batches as numpy; a RaycnnError of a task comes as itself, not inside of Ray's own error."""
-    try:
-        yield from dataset.iter_batches(batch_format="numpy", **options)
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, RaycnnError):
-            found = getattr(found, "cause", None) or found.__cause__
-        if found is None:
-            raise
-        raise found from None
+    """dataset.iter_batches of `blocks` as numpy; the RaycnnError of a task is raised here."""
+    for got in dataset.iter_batches(batch_format="numpy", **options):
+        failed = got["error"][got["error"] != ""]
+        if len(failed):
+            raise decode_error(str(failed[0]))
+        yield got
 
 
 def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batch]:

@@ -98,4 +98,4 @@ class Scorer:
         """Columns image, row, reason to row, reason, logits."""
         logits_NK = self.network.logits(block["image"])
         logits_NK[block["reason"] != ""] = 0
-        return {"row": block["row"], "reason": block["reason"], "logits": logits_NK}
+        return {"row": block["row"], "reason": block["reason"], "error": block["error"], "logits": logits_NK}
