@@ -1,4 +1,4 @@
-"""The config: frozen models that YAML, command-line flags and search samples address by dotted path.
+"""The settings of a run, section by section.
 
 Every field's docstring is its help text. A field marked `OPERATIONAL` may change between starts of one run; all
 others decide the result and make the run's identity.
@@ -6,22 +6,15 @@ others decide the result and make the run's identity.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from raycnn.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OPERATIONAL: Final = "operational"
 """Marks a field that does not change results: where, how fast, how often, how long."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"]
 
 
 class Section(BaseModel):
@@ -189,7 +182,7 @@ class TrainConfig(Section):
     """Steps between checkpoints; every evaluation is followed by one too."""
     eval_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between evaluations on the validation rows."""
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"] = "accuracy"
+    metric: Metric = "accuracy"
     """Validation metric that chooses the best checkpoint."""
     patience: Annotated[int, Field(ge=1), OPERATIONAL] | None = None
     """Stop after so many evaluations without a better train.metric; null: never."""
@@ -227,6 +220,90 @@ class PredictConfig(Section):
     """Checkpoint: a step, best or latest."""
 
 
+class Distribution(Section):
+    """Values of one setting in a search: exactly one of the kinds below."""
+
+    loguniform: tuple[float, float] | None = None
+    """[low, high): uniform in the logarithm."""
+    uniform: tuple[float, float] | None = None
+    """[low, high)."""
+    quniform: tuple[float, float, float] | None = None
+    """[low, high, step]: uniform, rounded to multiples of step."""
+    randint: tuple[int, int] | None = None
+    """[low, high): whole numbers."""
+    choice: tuple[Any, ...] | None = None
+    """Any of these, equally likely."""
+    grid: tuple[Any, ...] | None = None
+    """Every one of these, crossed with the other grids."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Distribution:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        values = getattr(self, kinds[0])
+        if kinds[0] in ("choice", "grid"):
+            if not values:
+                raise ValueError(f"{kinds[0]} needs at least one value")
+        elif values[0] >= values[1]:
+            raise ValueError(f"{kinds[0]} must be [low, high] with low < high")
+        if kinds[0] == "loguniform" and values[0] <= 0:
+            raise ValueError("loguniform needs low > 0")
+        if kinds[0] == "quniform" and not 0 < values[2] <= values[1] - values[0]:
+            raise ValueError("quniform must be [low, high, step] with a step that fits between them")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the kinds it is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class SearchConfig(Section):
+    """What `raycnn search` varies, and how it looks for the best."""
+
+    space: dict[str, Distribution] = {}
+    """Dotted paths and the values to try: {optim.lr: {loguniform: [1e-4, 1e-1]}, model.unfreeze: {grid: [0, 1, 2]}}."""
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """Number of trials; default: every cell of the grid once, 16 where something is drawn."""
+    searcher: Literal["random", "tpe"] = "random"
+    """How what is not a grid is drawn: at random, or by Optuna's TPE from the trials so far."""
+    scheduler: Literal["none", "asha", "pbt"] = "none"
+    """none: every trial to its end; asha: stop losers early; pbt: losers copy winners and change."""
+    metric: Metric | None = None
+    """Validation metric to compare trials by; default: train.metric."""
+    mode: Literal["max", "min"] | None = None
+    """Whether more or less of it is better; default: what the metric says."""
+    seed: int = 0
+    """Seed of the draws; every trial trains with train.seed."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """asha: one in so many trials goes on from each rung."""
+    grace: Annotated[int, Field(ge=1)] = 1
+    """asha, pbt: evaluations before a trial may be stopped or changed."""
+    compare: Literal["depth", "seconds"] = "depth"
+    """asha: compare trials of one unfreezing depth at equal epochs, or all of them at equal seconds."""
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once; default: as many as memory holds, at most 8 per pack."""
+    packs: Annotated[int, Field(ge=1)] | None = None
+    """Actors that hold the trials; default: one for each GPU (or core) and train.workers."""
+    reuse: Literal["auto", "share", "activations", "pixels"] = "auto"
+    """What of an image is kept for its next use; share: nothing, all trials of a pack use it at once; auto: by cost."""
+    cache: str | None = None
+    """Folder of each node that activations are kept in; default: below the system's temporary folder."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 8 << 30
+    """Bytes that each node keeps at most; the least recently used goes first."""
+    budget_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which the search ends with what it has."""
+    budget_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """GPU hours (core hours without GPUs), summed over packs, after which the search ends with what it has."""
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of one GPU (or core) for an hour, in any currency, for the cost of each trial."""
+    confirm: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (3, 3)
+    """[best trials, seeds]: train them again under fresh seeds before one is chosen; [0, 0]: choose at once."""
+    refit: bool = False
+    """Train the chosen configuration on training and validation rows for the steps that the search found."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -239,113 +316,4 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: Annotated[EvaluateConfig, OPERATIONAL] = EvaluateConfig()
     predict: Annotated[PredictConfig, OPERATIONAL] = PredictConfig()
-
-
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All settings as (dotted path, field), depth first."""
-    for name, info in model.model_fields.items():
-        path = prefix + name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            yield from fields(info.annotation, path + ".")
-        else:
-            yield path, info
-
-
-def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[str, Any] | None = None) -> Config:
-    """The config of a YAML file (or mapping), with `overrides` by dotted path laid over it.
-
-    Raises:
-        ConfigError: a file that cannot be read, an unknown field, a value its field refuses; the path is named.
-    """
-    if isinstance(source, Config):
-        tree = source.model_dump(mode="json", exclude_unset=True)
-    else:
-        tree = json.loads(json.dumps(source)) if isinstance(source, dict) else _read_yaml(Path(source))
-    for path, value in (overrides or {}).items():
-        set_path(tree, path, value)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise _as_config_error(error) from None
-
-
-def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set `value` at the dotted `path` of a nested mapping, in place."""
-    *parents, leaf = path.split(".")
-    for name in parents:
-        child = tree.setdefault(name, {})
-        if not isinstance(child, dict):
-            raise ConfigError("not a section", where=path, fix=f"{name} holds a value, not fields")
-        tree = child
-    tree[leaf] = value
-
-
-def get_path(config: Config, path: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide the result, by dotted path, as JSON values."""
-    tree = config.model_dump(mode="json")
-    kept: dict[str, Any] = {}
-    for path, info in fields():
-        if not _operational(path, info):
-            value: Any = tree
-            for name in path.split("."):
-                value = value[name]
-            kept[path] = value
-    return kept
-
-
-def identity_hash(config: Config) -> str:
-    """Hex sha256 over `identity(config)`: equal for two configs that must give the same result on the same manifest."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
-
-
-def _operational(path: str, info: FieldInfo) -> bool:
-    section = Config.model_fields[path.split(".")[0]]
-    return OPERATIONAL in section.metadata or OPERATIONAL in _metadata(info)
-
-
-def _metadata(info: FieldInfo) -> list[Any]:
-    # `Annotated[int, OPERATIONAL] | None` keeps its mark on the member of the union
-    found = list(info.metadata)
-    stack = [info.annotation]
-    while stack:
-        hint: Any = stack.pop()
-        found += getattr(hint, "__metadata__", ())
-        stack += getattr(hint, "__args__", ())
-    return found
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        fix = "give the path of a YAML config"
-        raise ConfigError(f"cannot read the config: {error.strerror}", where=str(path), fix=fix) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("not valid YAML", where=str(path), fix=str(error)) from None
-    if not isinstance(tree, dict):
-        raise ConfigError("the config is not a mapping of sections", where=str(path), fix="see README, Config")
-    return tree
-
-
-def _as_config_error(error: ValidationError) -> ConfigError:
-    errors = error.errors()
-    # of a union every member complains; the one that got deepest into the value is the one that was meant
-    first = max((each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]), key=lambda each: len(each["loc"]))
-    section, field, *inside = (*first["loc"], "", "")
-    path = ".".join(filter(None, (str(section), str(field))))
-    numbers = "".join(f"[{part}]" for part in inside if isinstance(part, int))
-    more = len({each["loc"][:2] for each in errors}) - 1
-    what, fix = "invalid value", first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        what, fix = "unknown field", "remove it or correct its name"
-    elif first["type"] == "missing" and not inside[:-2]:
-        what, fix = "missing field", "set it in the config or as a flag"
-    return ConfigError(what + (f" (and {more} more)" if more > 0 else ""), where=path + numbers, fix=fix)
+    search: Annotated[SearchConfig, OPERATIONAL] = SearchConfig()

@@ -1,0 +1,46 @@
+"""The config: frozen models that YAML, command-line flags and search samples address by dotted path."""
+
+from raycnn.config.loading import load_config
+from raycnn.config.paths import fields, get_path, identity, identity_hash, operational, set_path
+from raycnn.config.sections import (
+    OPERATIONAL,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    Distribution,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Phase,
+    PredictConfig,
+    RunConfig,
+    SearchConfig,
+    Section,
+    TrainConfig,
+)
+
+__all__ = [
+    "OPERATIONAL",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "Distribution",
+    "EvaluateConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Phase",
+    "PredictConfig",
+    "RunConfig",
+    "SearchConfig",
+    "Section",
+    "TrainConfig",
+    "fields",
+    "get_path",
+    "identity",
+    "identity_hash",
+    "load_config",
+    "operational",
+    "set_path",
+]
