@@ -1,0 +1,1 @@
+"""Search over settings: many fits that share one stream of images and the frozen prefix of one network."""
