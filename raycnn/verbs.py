@@ -134,7 +134,8 @@ def load(run: str, step: int | str = "best") -> Any:
     from raycnn.training.run import find_commit
 
     store = open_store(run)
-    return read_classifier(store, find_commit(store, step), "float32", torch.device("cpu"))
+    _, commit = find_commit(store, step)
+    return read_classifier(store, commit, "float32", torch.device("cpu"))
 
 
 def _index(config: Config, show: Show) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raycnn.config import AugmentConfig
+from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
@@ -45,6 +45,12 @@ class ImageReader:
     fetch_threads: int = 16
     augment: AugmentConfig | None = None
     seed: int = 0
+
+    @classmethod
+    def of(cls, data: DataConfig, source: str, preprocessing: Preprocessing, **view: Any) -> ImageReader:
+        """With the limits of the data section; `view`: augment and seed, the evaluation view without them."""
+        limits = Limits(data.max_pixels, data.max_bytes)
+        return cls(source, preprocessing, limits, data.fetch_threads, **view)
 
     def read(
         self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]

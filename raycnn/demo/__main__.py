@@ -99,7 +99,6 @@ def handful(folder: Path, server: ObjectServer, config: Config) -> Config:
 
 def frozen_probe(config: Config, index_hash: str) -> dict[str, float | None]:
     """See raycnn.demo.probe; with the weights that the fine-tune started from."""
-    from raycnn.data.decode import Limits
     from raycnn.data.manifest import read_index
     from raycnn.data.reader import COLUMNS, ImageReader
     from raycnn.demo.probe import frozen_probe as probe
@@ -110,8 +109,7 @@ def frozen_probe(config: Config, index_hash: str) -> dict[str, float | None]:
     index = read_index(open_store(config.run.storage), index_hash, columns=[*COLUMNS, "label", "split"])
     network = build(config.model.name, 1000, seed=0, image_size=config.data.image_size)
     network.module.load_state_dict(lite0_weights())
-    limits = Limits(config.data.max_pixels, config.data.max_bytes)
-    return probe(network, ImageReader(index.source, network.preprocessing, limits), index)
+    return probe(network, ImageReader.of(config.data, index.source, network.preprocessing), index)
 
 
 def show(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, pairwise
 from typing import Literal
 
@@ -15,6 +16,9 @@ from raycnn.models.tracing import Cut, Trace, Untraceable, trace
 from raycnn.models.zoo import Network, preprocessing
 
 _log = logging.getLogger(__name__)
+
+Depth = int | Literal["all"]
+"""Stages, counted from the head, that train beside it."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,52 @@ class Stages:
         """Number of stages beside the head: the deepest depth, the same as `all`."""
         return len(self.stages)
 
-    def split(self, depth: int | Literal["all"]) -> Split:
-        """The network in two, where the suffix is the head and the last `depth` stages.
+    def number(self, depth: Depth) -> int:
+        """The depth as a number of stages; `all` is num_stages.
 
         Raises:
             ConfigError: more stages than there are, or a number for a network that cannot be cut.
         """
         name = self._network.name
-        if self._trace is None:
-            if depth == "all":
-                return Split(None, self._network.module)
-            raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
         if depth == "all":
-            depth = self.num_stages
+            return self.num_stages
+        if not self.cuttable:
+            raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
         if not 0 <= depth <= self.num_stages:
             fix = f"use 0 to {self.num_stages}, or all"
             raise ConfigError(f"{name} has {self.num_stages} stages", where=f"model.unfreeze {depth}", fix=fix)
-        if depth == self.num_stages:
-            return Split(None, self._trace.part(None, None))
-        cut = self._ends[self.num_stages - depth - 1]
-        return Split(self._trace.part(None, cut), self._trace.part(cut, None))
+        return depth
+
+    def split(self, depth: Depth) -> Split:
+        """The network in two, where the suffix is the head and the last `depth` stages."""
+        return Split(self.between("all", depth), self.suffix(depth))
+
+    def suffix(self, depth: Depth) -> nn.Module:
+        """What trains at `depth`: the head and the last `depth` stages."""
+        cut = self._cut(depth)
+        return self._network.module if self._trace is None else self._trace.part(cut, None)
+
+    def between(self, deep: Depth, shallow: Depth) -> nn.Module | None:
+        """What lies before the suffix of `shallow`, from the start of the suffix of `deep` on; None: nothing."""
+        start, end = self._cut(deep), self._cut(shallow)
+        if self._trace is None or end is None or start is end:
+            return None
+        return self._trace.part(start, end)
+
+    def copy(self, depth: Depth) -> tuple[Network, Stages]:
+        """A network whose suffix at `depth` is a copy of its own; all before it is shared with this one."""
+        own = self.suffix(depth)
+        copied = {id(tensor) for tensor in chain(own.parameters(), own.buffers())}
+        module = self._network.module
+        shared = {id(t): t for t in chain(module.parameters(), module.buffers()) if id(t) not in copied}
+        network = replace(self._network, module=copy.deepcopy(module, shared))
+        traced = None if self._trace is None else replace(self._trace, module=network.module)
+        return network, replace(self, _network=network, _trace=traced)
+
+    def _cut(self, depth: Depth) -> Cut | None:
+        """Where the suffix of `depth` starts; None: at the images."""
+        number = self.number(depth)
+        return None if number == self.num_stages else self._ends[self.num_stages - number - 1]
 
 
 def find(network: Network) -> Stages:

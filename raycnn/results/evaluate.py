@@ -9,12 +9,12 @@ import numpy as np
 from raycnn.config import Config
 from raycnn.data.manifest import read_index
 from raycnn.data.reader import COLUMNS
-from raycnn.errors import CheckpointError, DataError
+from raycnn.errors import DataError
 from raycnn.results.inference import infer
 from raycnn.results.statistics import bootstrap_by_group, wilson
 from raycnn.storage import open_store
 from raycnn.training.metrics import classification_metrics, details
-from raycnn.training.run import find_commit, read_run
+from raycnn.training.run import find_commit
 
 _BOOTSTRAP_WORK = 2e8  # logits looked at in all; a minute or so
 _INTERVALS = ("balanced_accuracy", "macro_f1", "auroc")
@@ -31,9 +31,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
-    commit, run = find_commit(store, config.evaluate.step), read_run(store)
-    if run is None:
-        raise CheckpointError("no such run", where=store.uri)
+    run, commit = find_commit(store, config.evaluate.step)
     index = read_index(storage, run.index, columns=[*COLUMNS, "label", "split", "group"])
     table = index.rows(config.evaluate.split)
     if not len(table):

@@ -14,14 +14,14 @@ import torch
 from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
-from raycnn.data.decode import Limits
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
 from raycnn.storage import Store
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.device import prepare
-from raycnn.training.state import NetworkFacts, TrainState
+from raycnn.training.run import read_state
+from raycnn.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class Scored:
     rows: npt.NDArray[np.int64]
     logits_NK: npt.NDArray[np.float32]
     reasons: npt.NDArray[np.str_]
-
-
-def read_facts(store: Store, commit: Commit) -> NetworkFacts:
-    """What a checkpoint's network is."""
-    return TrainState.decode(checkpoint.verified(store, commit, ["state.json"])["state.json"]).network
 
 
 def read_classifier(store: Store, commit: Commit, precision: str, device: torch.device) -> Classifier:
@@ -60,15 +55,10 @@ def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.T
     """
     import ray
 
-    facts = read_facts(store, commit)
+    facts = read_state(store, commit).network
     workers = config.train.workers
     cpus = division(workers)
-    reader = ImageReader(
-        source,
-        facts.preprocessing,
-        Limits(config.data.max_pixels, config.data.max_bytes),
-        config.data.fetch_threads,
-    )
+    reader = ImageReader.of(config.data, source, facts.preprocessing)
     order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
     dataset = blocks(reader, table, order, task_cpus=cpus.task, first=0, last=order.num_blocks)
     dataset = dataset.map_batches(

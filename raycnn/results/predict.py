@@ -15,10 +15,10 @@ from raycnn.config import Config
 from raycnn.data.manifest import read_index
 from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
-from raycnn.errors import CheckpointError, DataError
-from raycnn.results.inference import Scored, infer, read_facts
+from raycnn.errors import DataError
+from raycnn.results.inference import Scored, infer
 from raycnn.storage import Store, open_store
-from raycnn.training.run import find_commit, read_run
+from raycnn.training.run import find_commit, read_state
 
 
 def predict(config: Config) -> dict[str, Any]:
@@ -33,9 +33,7 @@ def predict(config: Config) -> dict[str, Any]:
     """
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
-    commit, run = find_commit(store, config.predict.step), read_run(store)
-    if run is None:
-        raise CheckpointError("no such run", where=store.uri)
+    run, commit = find_commit(store, config.predict.step)
     if config.predict.source is None:
         index = read_index(storage, run.index, columns=[*COLUMNS, "split"])
         source, table, name = index.source, index.rows("test"), "test"
@@ -44,7 +42,7 @@ def predict(config: Config) -> dict[str, Any]:
         name = hashlib.sha256(config.predict.source.encode()).hexdigest()[:12]
     if not len(table):
         raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
-    facts = read_facts(store, commit)
+    facts = read_state(store, commit).network
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
     keys, unreadable = table["key"], 0
     schema = pa.schema(

@@ -55,6 +55,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Autocast to `precision`; nothing for float32."""
+    enabled = precision is not torch.float32
+    return torch.autocast(device.type, dtype=precision if enabled else None, enabled=enabled)
+
+
 class Normalize(nn.Module):
     """uint8 images_NHWC to normalised float32 images_NCHW in channels_last, on the images' device."""
 

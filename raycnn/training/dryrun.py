@@ -16,11 +16,11 @@ from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.models.zoo import build
 from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
 from raycnn.training.phases import depth_at
+from raycnn.training.setup import Body, facts_of
 
 
 def dry_run(config: Config, index: Index) -> dict[str, Any]:
@@ -60,23 +60,25 @@ def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, flo
     """A learner of one rank's size, seconds of a training step at the deepest phase, seconds of an evaluation chunk."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepare(device, config.train.threads)
-    network = build(config.model.name, num_classes, seed=0, image_size=config.data.image_size)
-    learner = Learner(network, config, device, 1, None)
-    size = network.preprocessing.image_size
+    facts = facts_of(config, tuple(map(str, range(num_classes))))
+    body = Body(config, facts, device)
+    learner = body.learner(config, 1, None)
     batch = config.train.global_batch // config.train.workers
 
-    def images(count: int) -> torch.Tensor:
-        return to_device(np.zeros((count, size, size, 3), np.uint8), device)
+    def inputs(count: int) -> torch.Tensor:
+        side = facts.preprocessing.image_size
+        images_NHWC = to_device(np.zeros((count, side, side, 3), np.uint8), device)
+        return body.prefix.taps(images_NHWC, [learner.base])[learner.base]
 
     def step() -> None:
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        learner.backward(images(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch)
+        learner.backward(inputs(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch)
         learner.step(config.optim.lr)
 
     learner.enter(depth_at(plan.steps(config.train.epochs), config.model.unfreeze, plan))
     step_s = _seconds(step)
     with learner.evaluating() as network_of:
-        chunk_s = _seconds(lambda: float(network_of(images(config.train.chunk)).sum()))
+        chunk_s = _seconds(lambda: float(network_of(inputs(config.train.chunk)).sum()))
     return learner, step_s, chunk_s
 
 

@@ -21,7 +21,7 @@ from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.metrics import is_better, metric_mode
 from raycnn.training.monitor import Monitor
-from raycnn.training.run import create_run, first_commit
+from raycnn.training.run import create_run, first_commit, read_state
 from raycnn.training.state import TrainState
 from raycnn.training.worker import Job, run_rank
 
@@ -100,7 +100,7 @@ def asked_to_leave() -> Iterator[threading.Event]:
 def _already_done(config: Config, store: Store, commit: checkpoint.Commit | None, plan: Plan) -> dict[str, Any] | None:
     if commit is None:
         return None
-    state = TrainState.decode(checkpoint.verified(store, commit, ["state.json"])["state.json"])
+    state = read_state(store, commit)
     status = state.status(config.train, plan)
     if status is None:
         return None

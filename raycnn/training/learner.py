@@ -1,9 +1,9 @@
-"""One rank's network, cut at the current depth, with its optimizer: everything that a checkpoint restores."""
+"""One rank's suffix of a network with its optimizer: everything that a checkpoint restores."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,50 +13,53 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raycnn.config import Config
 from raycnn.models.batchnorm import set_mode
-from raycnn.models.stages import Split, find
+from raycnn.models.stages import Depth, Split, Stages
 from raycnn.models.weights import load_state
-from raycnn.models.zoo import Network
-from raycnn.training.device import Normalize, choose_precision, in_chunks
+from raycnn.training.device import autocast, choose_precision, in_chunks
 from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.optim import build_optimizer
-from raycnn.training.phases import Depth, deepest
+from raycnn.training.phases import deepest
 
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"
 
 
 class Learner:
-    """The split network that one rank trains.
+    """What one rank trains of a network: the suffix at the deepest depth that the config names.
 
-    The prefix is frozen, in eval mode and outside of DDP; DDP wraps the suffix alone and is made anew when the depth
-    changes, so ranks cannot diverge when layers unfreeze. The optimizer holds every parameter that ever trains; those
-    of a frozen stage have no gradient and are left alone.
+    Its inputs are what a `Prefix` gives for the depth `base`. Phases may freeze some stages of it for a while: those
+    are then in eval mode and outside of DDP, like the prefix. DDP wraps what trains alone and is made anew when the
+    depth changes, so ranks cannot diverge when layers unfreeze. The optimizer holds every parameter that ever trains;
+    those of a frozen stage have no gradient and are left alone.
 
     Args:
-        network: the network, its weights loaded or to be restored.
+        module: the network, on the device in channels_last; the part before the suffix may be shared.
+        stages: its stages.
         config: the run's.
         device: where to compute.
         world: number of ranks.
         class_weights_K: float32[K] weights of the loss, or None.
+
+    Raises:
+        ConfigError: a depth that the network does not have.
     """
 
     def __init__(
         self,
-        network: Network,
+        module: nn.Module,
+        stages: Stages,
         config: Config,
         device: torch.device,
         world: int,
         class_weights_K: Tensor | None,
     ) -> None:
-        self.config, self.device, self.world = config, device, world
-        self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.normalize = Normalize(network.preprocessing).to(device)
-        self.stages = find(network)
+        self.module, self.stages, self.config, self.device, self.world = module, stages, config, device, world
+        self.base = stages.number(deepest(config.model.unfreeze))
+        self._whole = stages.suffix(self.base)
         self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
         self.precision = choose_precision(config.train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        trainable = self.stages.split(deepest(config.model.unfreeze)).suffix
-        self.optimizer = build_optimizer(trainable.named_parameters(), config.optim)
+        self.optimizer = build_optimizer(self._whole.named_parameters(), config.optim)
         self.depth: Depth | None = None
         self._split: Split
         self._suffix: nn.Module
@@ -65,7 +68,8 @@ class Learner:
         """Train at `depth` from now on."""
         if depth == self.depth:
             return
-        self.depth, self._split = depth, self.stages.split(depth)
+        self.depth = depth
+        self._split = Split(self.stages.between(self.base, depth), self.stages.suffix(depth))
         self._set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         self._suffix = self._split.suffix
@@ -80,11 +84,11 @@ class Learner:
             }
             self._suffix = DistributedDataParallel(self._split.suffix, **arguments)
 
-    def backward(self, images_NHWC: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:
+    def backward(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:
         """Gradients of the mean loss over the global batch.
 
         Args:
-            images_NHWC: uint8 on the device.
+            inputs: of the suffix at `base`, one row per image.
             labels_N: int64 class indices.
             valid_N: bool; rows that count.
             global_count: rows that count over all ranks.
@@ -92,12 +96,11 @@ class Learner:
         Returns:
             The sum of this rank's losses, float32 scalar on the device.
         """
-        images_NCHW = self.normalize(images_NHWC)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             if self._split.prefix is not None:
                 with torch.no_grad():
-                    images_NCHW = in_chunks(self._split.prefix, images_NCHW, self.config.train.chunk)
-            logits_NK = self._suffix(images_NCHW)
+                    inputs = in_chunks(self._split.prefix, inputs, self.config.train.chunk)
+            logits_NK = self._suffix(inputs)
         loss_sum = cross_entropy_sum(
             logits_NK.float(), labels_N, valid_N,
             class_weights_K=self.class_weights_K, label_smoothing=self.config.loss.label_smoothing,
@@ -131,14 +134,14 @@ class Learner:
         return self.scaler.is_enabled()
 
     @contextmanager
-    def evaluating(self) -> Iterator[Any]:
-        """Inside, a function from uint8 images_NHWC to float32 logits_NK of the whole network in eval mode."""
-        self.module.eval()
+    def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Inside, a function from inputs of the suffix at `base` to float32 logits_NK, in eval mode."""
+        self._whole.eval()
 
         @torch.inference_mode()
-        def logits(images_NHWC: Tensor) -> Tensor:
-            with self._autocast():
-                return in_chunks(self.module, self.normalize(images_NHWC), self.config.train.chunk).float()
+        def logits(inputs: Tensor) -> Tensor:
+            with autocast(self.device, self.precision):
+                return in_chunks(self._whole, inputs, self.config.train.chunk).float()
 
         try:
             yield logits
@@ -159,10 +162,6 @@ class Learner:
 
     def _set_train_mode(self) -> None:
         set_mode(self._split, self.config.model.batchnorm)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.precision is not torch.float32
-        return torch.autocast(self.device.type, dtype=self.precision if enabled else None, enabled=enabled)
 
 
 def _finite(value: float) -> bool:

@@ -22,6 +22,16 @@ def merge(existing_lines: Iterable[str], commit_lines: Iterable[str], step: int)
     return [line for line in existing_lines if 0 <= _step(line) < end] + new
 
 
+def encode_lines(lines: Iterable[str]) -> bytes:
+    """The lines as a file."""
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def decode_lines(data: bytes) -> list[str]:
+    """The inverse of encode_lines; a last line that was cut short is dropped."""
+    return data.decode().split("\n")[:-1]
+
+
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from raycnn.config import Phase
 from raycnn.data.plan import Plan
+from raycnn.models.stages import Depth
 
-Depth = int | Literal["all"]
 Unfreeze = Depth | tuple[Phase, ...]
 
 

@@ -19,7 +19,7 @@ from raycnn.training.committer import Committer
 from raycnn.training.events import encode_events
 from raycnn.training.learner import Learner
 from raycnn.training.metrics import metric_mode
-from raycnn.training.metrics_log import merge
+from raycnn.training.metrics_log import decode_lines, encode_lines, merge
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.state import TrainState
 from raycnn.version import __version__
@@ -46,8 +46,7 @@ class Run:
             "versions": versions(),
             "metrics": state.evaluations[-1]["metrics"] if evaluated else None,
         }
-        text = "".join(line + "\n" for line in lines).encode()
-        contents = {**files(), "state.json": state.encode(), "metrics.jsonl": text}
+        contents = {**files(), "state.json": state.encode(), "metrics.jsonl": encode_lines(lines)}
 
         def guard() -> None:
             check(self.store, record.owner, record.epoch)
@@ -63,7 +62,7 @@ class Run:
     def show(self, lines: list[str], step: int) -> None:
         """Bring metrics.jsonl and events/ up to `step`, whose commit holds `lines`; later ones are dropped."""
         merged = merge(read_lines(self.store), lines, step)
-        self.store.put("metrics.jsonl", "".join(line + "\n" for line in merged).encode())
+        self.store.put("metrics.jsonl", encode_lines(merged))
         self.store.put("events/events.out.tfevents.0.raycnn", encode_events(merged))
 
 
@@ -121,7 +120,7 @@ class Recorder:
 def read_lines(store: Store) -> list[str]:
     """The lines of the run's metrics.jsonl."""
     try:
-        return store.get("metrics.jsonl").decode().split("\n")[:-1]
+        return decode_lines(store.get("metrics.jsonl"))
     except ObjectNotFound:
         return []
 

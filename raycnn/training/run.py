@@ -21,7 +21,8 @@ from raycnn.training.checkpoint import Commit
 from raycnn.training.metrics import metric_mode
 from raycnn.training.recorder import Run, versions
 from raycnn.training.serialize import encode_optimizer, encode_weights
-from raycnn.training.state import NetworkFacts, TrainState
+from raycnn.training.setup import facts_of
+from raycnn.training.state import TrainState
 
 FORMAT = 1
 
@@ -112,7 +113,7 @@ def first_commit(
     else:
         pin = config.model.weights_sha256
         say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config)))
-    facts = NetworkFacts(network.name, classes, network.preprocessing, config.train.chunk)
+    facts = facts_of(config, classes)
     files = {
         "weights.safetensors": encode_weights(network.module.state_dict()),
         "optimizer.pt": encode_optimizer({}),
@@ -132,15 +133,20 @@ def _reader(config: Config) -> Callable[[str], bytes]:
 
 def best_weights(store: Store) -> bytes:
     """The weights of a run's best checkpoint."""
-    commit = find_commit(store, "best")
+    _, commit = find_commit(store, "best")
     return checkpoint.verified(store, commit, ["weights.safetensors"])["weights.safetensors"]
 
 
-def find_commit(store: Store, step: int | str) -> Commit:
-    """The commit of a run at a step, or its best or latest one.
+def read_state(store: Store, commit: Commit) -> TrainState:
+    """The training state of a commit, verified."""
+    return TrainState.decode(checkpoint.verified(store, commit, ["state.json"])["state.json"])
+
+
+def find_commit(store: Store, step: int | str) -> tuple[RunFacts, Commit]:
+    """What a run is pinned to, and its commit at a step, or its best or latest one.
 
     Raises:
-        CheckpointError: no such checkpoint.
+        CheckpointError: no such run or checkpoint.
     """
     record = read_lease(store)
     facts = read_run(store)
@@ -157,4 +163,4 @@ def find_commit(store: Store, step: int | str) -> Commit:
     if commit is None:
         have = ", ".join(str(each.step) for each in found) or "none"
         raise CheckpointError(f"no checkpoint {step}", where=store.uri, fix=f"steps that are kept: {have}")
-    return commit
+    return facts, commit

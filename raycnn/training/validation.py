@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,61 +11,57 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch.distributed as dist
 
-from raycnn.data.dataset import Batch, ScanOrder, batches_per_block, stream
-from raycnn.data.reader import PADDING, ImageReader
+from raycnn.data.reader import PADDING
 from raycnn.errors import RaycnnError
-from raycnn.training.device import to_device
+from raycnn.training.feed import Feed
 from raycnn.training.learner import Learner
 from raycnn.training.metrics import classification_metrics
 from raycnn.training.ranks import Ranks
 
-Scores = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+Scores = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]
+"""Row ids int64[N], and for each learner its logits float32[N, K]."""
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The validation rows, and how they are read (the evaluation view)."""
-
-    table: pa.Table
-    reader: ImageReader
-    task_cpus: float
-
-    def metrics(self, learner: Learner, ranks: Ranks) -> dict[str, Any]:  # all ranks
-        """classification_metrics over all readable validation rows, on every rank."""
-        chunk = learner.config.train.chunk
-        order = ScanOrder(len(self.table), chunk, batches_per_block(chunk), ranks.rank, ranks.world)
+def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict[str, Any]]:  # all ranks
+    """classification_metrics of each learner over all readable validation rows, on every rank; one pass feeds all."""
+    for learner in learners:
         if ranks.distributed and learner.config.model.batchnorm == "local":
             for buffer in learner.module.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
                 dist.broadcast(buffer, src=0)
-        mine: Scores | RaycnnError
-        try:
-            batches = stream(self.reader, self.table, order, task_cpus=self.task_cpus)
-            mine = score(learner, batches)
-        except RaycnnError as error:
-            mine = error
-        found = ranks.gather(mine)
-        for scores in found:
-            if isinstance(scores, RaycnnError):
-                raise scores
-        return in_row_order([scores for scores in found if not isinstance(scores, RaycnnError)], self.table)
+    mine: Scores | RaycnnError
+    try:
+        mine = _score(learners, feed)
+    except RaycnnError as error:
+        mine = error
+    found: list[Scores] = []
+    for scores in ranks.gather(mine):
+        if isinstance(scores, RaycnnError):
+            raise scores
+        found.append(scores)
+    return [_in_row_order(found, number, feed.task.validation) for number in range(len(learners))]
 
 
-def score(learner: Learner, batches: Iterable[Batch]) -> Scores:
-    """(rows int64[N], logits float32[N, K]) of the readable rows of `batches`."""
-    rows, logits = [np.zeros(0, np.int64)], []
-    with learner.evaluating() as network:
-        for batch in batches:
+def _score(learners: Sequence[Learner], feed: Feed) -> Scores:
+    depths = {learner.base for learner in learners}
+    rows = [np.zeros(0, np.int64)]
+    logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in learners]
+    with ExitStack() as stack:
+        networks = [stack.enter_context(learner.evaluating()) for learner in learners]
+        for batch in feed.validation():
             valid = batch.rows != PADDING
             rows.append(batch.rows[valid])
-            logits.append(network(to_device(batch.images_NHWC, learner.device)).cpu().numpy()[valid])
+            inputs = feed.inputs(batch, depths)
+            for learner, network, own in zip(learners, networks, logits, strict=True):
+                own.append(network(inputs[learner.base]).cpu().numpy()[valid])
     empty = np.zeros((0, 0), np.float32)
-    return np.concatenate(rows), np.concatenate(logits) if logits else empty
+    return np.concatenate(rows), [np.concatenate(own) if own else empty for own in logits]
 
 
-def in_row_order(found: list[Scores], table: pa.Table) -> dict[str, Any]:
+def _in_row_order(found: Sequence[Scores], number: int, table: pa.Table) -> dict[str, Any]:
     """Metrics over the scores of all ranks; sums run in row order, so their bits do not depend on who scored what."""
     rows = np.concatenate([rows for rows, _ in found])
-    logits = np.concatenate([logits for _, logits in found if len(logits)] or [np.zeros((0, 1), np.float32)])
+    parts = [logits[number] for _, logits in found if len(logits[number])]
+    logits = np.concatenate(parts or [np.zeros((0, 1), np.float32)])
     by_row = np.argsort(rows)
     labels = table["label"].to_numpy()[rows[by_row]]
     return dict(classification_metrics(logits[by_row], labels.astype(np.int64)))

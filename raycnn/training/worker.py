@@ -6,33 +6,28 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from raycnn.config import Config
-from raycnn.data.dataset import batches_per_block
-from raycnn.data.decode import Limits
-from raycnn.data.keyed import derive_seed
-from raycnn.data.manifest import Index, read_index
-from raycnn.data.plan import Plan
-from raycnn.data.reader import COLUMNS, ImageReader
+from raycnn.data.manifest import read_index
 from raycnn.errors import CheckpointError, NoProgressError, RaycnnError
-from raycnn.models.zoo import build
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord, begin_group
 from raycnn.training import checkpoint
 from raycnn.training.badrows import BadRows
 from raycnn.training.checkpoint import Commit
+from raycnn.training.clock import Clock
 from raycnn.training.device import prepare
-from raycnn.training.learner import Learner
-from raycnn.training.loop import Clock, Task, train
-from raycnn.training.losses import class_weights
+from raycnn.training.feed import Feed
+from raycnn.training.loop import close, train
+from raycnn.training.member import Member
+from raycnn.training.metrics_log import decode_lines
 from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
 from raycnn.training.serialize import decode_optimizer, decode_weights
+from raycnn.training.setup import INDEX_COLUMNS, Body, task_of, weights_of_classes
 from raycnn.training.state import TrainState
-from raycnn.training.validation import Validation
 
 MAX_ATTEMPTS = 3
 
@@ -81,12 +76,9 @@ class Start:
     """All that training needs, restored from one commit; the same on every rank but for who records."""
 
     commit: Commit
-    state: TrainState
-    learner: Learner
-    task: Task
-    validation: Validation
+    member: Member
+    feed: Feed
     bad_rows: BadRows
-    recorder: Recorder
 
 
 def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
@@ -94,46 +86,50 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     found: Start | RaycnnError
     with clock("start"):
         try:
-            found = _start(job, ranks)
+            found = _start(job, ranks, clock)
         except RaycnnError as error:
             found = error
         # a rank that failed alone must not leave the others waiting for it
         ranks.raise_first(found if isinstance(found, RaycnnError) else None)
         assert isinstance(found, Start)
-    commit, state, plan = found.commit, found.state, found.task.plan
+    commit, member = found.commit, found.member
     if reporter:
         reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
-        reporter.progress(step=state.step, steps=plan.steps(config.train.epochs), rows=plan.global_batch)
-    status, state = train(
-        found.learner, found.task, state, ranks, found.recorder, found.validation, found.bad_rows, reporter, clock
-    )
+        reporter.progress(step=member.state.step, steps=member.total, rows=config.train.global_batch)
+    train([member], found.feed, ranks, found.bad_rows, reporter, clock)
+    with clock("checkpoint"):
+        failure = close(member, ranks)
+    if failure:
+        raise failure
     return {
-        "status": status,
+        "status": member.status or "preempted",
         "first_step": commit.step,
-        "state": state,
-        "checkpoint": found.recorder.last.name if found.recorder.last else commit.name,
+        "state": member.state,
+        "checkpoint": member.recorder.last.name if member.recorder.last else commit.name,
         "seconds": dict(clock.seconds),
     }
 
 
-def _start(job: Job, ranks: Ranks) -> Start:
+def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
     config, device = job.config, _device()
     prepare(device, config.train.threads)
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
     resume: tuple[LeaseRecord, Commit] = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
     record, commit = resume
-    index = read_index(storage, job.index, columns=[*COLUMNS, "label", "split"])
+    index = read_index(storage, job.index, columns=INDEX_COLUMNS)
     files = checkpoint.verified(store, commit)
     state = TrainState.decode(files["state.json"])
-    learner = _learner(config, state, index, device, ranks.world)
+    body = Body(config, state.network, device)
+    learner = body.learner(config, ranks.world, weights_of_classes(config, state.network, index))
     learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
-    task, validation = _task(config, state, index, job.task_cpus, ranks.world)
+    task = task_of(config, state.network, index, job.task_cpus, ranks.world)
     bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
     run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
     if run:
-        run.show(files["metrics.jsonl"].decode().split("\n")[:-1], commit.step)
-    return Start(commit, state, learner, task, validation, bad_rows, Recorder(run, commit))
+        run.show(decode_lines(files["metrics.jsonl"]), commit.step)
+    member = Member(learner, state, Recorder(run, commit), task, clock)
+    return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total), bad_rows)
 
 
 def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:
@@ -158,25 +154,3 @@ def _device() -> torch.device:
     import ray.train.torch
 
     return torch.device(ray.train.torch.get_device())
-
-
-def _learner(config: Config, state: TrainState, index: Index, device: torch.device, world: int) -> Learner:
-    facts = state.network
-    network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size)
-    weights_K = None
-    if config.loss.class_weights != "none":
-        counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
-        weights_K = torch.from_numpy(class_weights(counts_K, config.loss.class_weights)).float()
-    return Learner(network, config, device, world, weights_K)
-
-
-def _task(config: Config, state: TrainState, index: Index, task_cpus: float, world: int) -> tuple[Task, Validation]:
-    facts = state.network
-    limits = Limits(config.data.max_pixels, config.data.max_bytes)
-    scan = ImageReader(index.source, facts.preprocessing, limits, config.data.fetch_threads)
-    seed = derive_seed(config.train.seed, "data")
-    view = ImageReader(index.source, facts.preprocessing, limits, config.data.fetch_threads, config.augment, seed)
-    rows = index.rows("train")
-    plan = Plan(len(rows), config.train.global_batch, seed)
-    steps = batches_per_block(plan.global_batch // world, config.data.block_steps)
-    return Task(plan, rows, view, task_cpus, steps), Validation(index.rows("val"), scan, task_cpus)

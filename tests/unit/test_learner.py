@@ -3,9 +3,8 @@ import torch
 
 from raycnn.config import load_config
 from raycnn.errors import ConfigError
-from raycnn.models.zoo import build
 from raycnn.training.device import choose_precision, in_chunks
-from raycnn.training.learner import Learner
+from raycnn.training.setup import Body, facts_of
 
 CPU = torch.device("cpu")
 
@@ -14,22 +13,24 @@ def learner(unfreeze="all", **changes):
     config = load_config(
         {
             "run": {"name": "r", "storage": "/x"},
-            "data": {"source": "/y"},
+            "data": {"source": "/y", "image_size": 64},
             "model": {"name": "timm/test_efficientnet", "unfreeze": unfreeze},
             "train": {"chunk": 4},
         },
         changes,
     )
-    network = build("timm/test_efficientnet", 3, seed=0, image_size=64)
-    made = Learner(network, config, CPU, 1, None)
+    body = Body(config, facts_of(config, ("a", "b", "c")), CPU)
+    made = body.learner(config, 1, None)
     made.enter(unfreeze)
+    made.prefix = body.prefix
     return made
 
 
-def batch(seed=0, rows=6):
+def batch(made, seed=0, rows=6):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (rows, 64, 64, 3), generator=generator, dtype=torch.uint8)
-    return images, torch.arange(rows) % 3, torch.ones(rows, dtype=torch.bool)
+    inputs = made.prefix.taps(images, [made.base])[made.base]
+    return inputs, torch.arange(rows) % 3, torch.ones(rows, dtype=torch.bool)
 
 
 def weights(made):
@@ -43,7 +44,7 @@ def changed(before, after):
 def test_a_step_moves_the_suffix_alone_and_no_statistics():
     made = learner(unfreeze=1)
     before = weights(made)
-    made.backward(*batch(), global_count=6)
+    made.backward(*batch(made), global_count=6)
     assert made.step(0.1) > 0
     expected = {n for s in (*made.stages.stages[-1:], made.stages.head) for n in s.parameter_names}
     assert changed(before, weights(made)) <= expected
@@ -52,10 +53,10 @@ def test_a_step_moves_the_suffix_alone_and_no_statistics():
 
 def test_masked_rows_change_nothing():
     made = [learner(), learner()]
-    images, labels, valid = batch()
+    images, labels, valid = batch(made[0])
     valid[4:] = False
     made[0].backward(images, labels, valid, global_count=4)
-    images[4:] = 0
+    images = torch.cat([images[:4], torch.zeros_like(images[4:])])
     labels[4:] = 0
     made[1].backward(images, labels, valid, global_count=4)
     for each in made:
@@ -66,7 +67,7 @@ def test_masked_rows_change_nothing():
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
     made = learner()
     before = weights(made)
-    made.backward(*batch(), global_count=6)
+    made.backward(*batch(made), global_count=6)
     next(p for group in made.optimizer.param_groups for p in group["params"]).grad[0] = float("nan")
     norm = made.step(0.1)
     assert norm != norm
@@ -76,15 +77,15 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
 def test_snapshot_and_restore_continue_bit_for_bit():
     whole, parts = learner(), learner()
     for seed in range(4):
-        whole.backward(*batch(seed), global_count=6)
+        whole.backward(*batch(whole, seed), global_count=6)
         whole.step(0.05)
     for seed in range(2):
-        parts.backward(*batch(seed), global_count=6)
+        parts.backward(*batch(parts, seed), global_count=6)
         parts.step(0.05)
     resumed = learner()
     resumed.restore(*parts.snapshot())
     for seed in range(2, 4):
-        resumed.backward(*batch(seed), global_count=6)
+        resumed.backward(*batch(resumed, seed), global_count=6)
         resumed.step(0.05)
     assert not changed(weights(whole), weights(resumed))
 
@@ -92,7 +93,7 @@ def test_snapshot_and_restore_continue_bit_for_bit():
 def test_clipping_bounds_the_step():
     made = learner(**{"optim.name": "sgd", "optim.momentum": 0, "optim.weight_decay": 0, "optim.clip_norm": 1e-3})
     before = weights(made)
-    made.backward(*batch(), global_count=6)
+    made.backward(*batch(made), global_count=6)
     assert made.step(1.0) > 1e-3
     moved = torch.cat([(before[n] - t).flatten() for n, t in weights(made).items() if t.is_floating_point()])
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
@@ -100,7 +101,7 @@ def test_clipping_bounds_the_step():
 
 def test_evaluation_restores_the_train_mode_and_has_fixed_chunks():
     made = learner()
-    images = batch(rows=10)[0]
+    images = batch(made, rows=10)[0]
     with made.evaluating() as network:
         whole = network(images)
         assert torch.equal(network(images[4:8]), whole[4:8])

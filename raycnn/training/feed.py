@@ -1,0 +1,109 @@
+"""What a step trains on: its batch from the plan's stream, and what the frozen prefix makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raycnn.data.dataset import Batch, ScanOrder, TrainOrder, batches_per_block, stream
+from raycnn.data.plan import Plan
+from raycnn.data.reader import PADDING, ImageReader
+from raycnn.errors import RaycnnError
+from raycnn.training.device import to_device
+from raycnn.training.prefix import Prefix
+from raycnn.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which rows a worker group trains and validates on, and how they are read: the same on every rank.
+
+    Args:
+        plan: the order of training.
+        table: the training rows.
+        reader: their random views.
+        validation: the validation rows.
+        scanner: their evaluation view.
+        chunk: rows per pass through the prefix and per evaluation batch.
+        task_cpus: Ray CPUs of one decoding task.
+        steps_per_block: steps whose images one decoding task reads.
+    """
+
+    plan: Plan
+    table: pa.Table
+    reader: ImageReader
+    validation: pa.Table
+    scanner: ImageReader
+    chunk: int
+    task_cpus: float
+    steps_per_block: int
+
+    def keys(self, step: int, limit: int) -> list[str]:
+        """The first images of a step, by key."""
+        rows, _ = self.plan.share(step)
+        found: list[str] = self.table["key"].take(pa.array(rows[:limit])).to_pylist()
+        return found
+
+
+class Feed:
+    """One rank's stream of batches, and their way through the prefix.
+
+    Args:
+        task: what to read.
+        prefix: shared by all that train on it.
+        device: where to compute.
+        ranks: whose share of each step this is.
+        total: steps of the longest fit, the end of the stream.
+    """
+
+    def __init__(self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int) -> None:
+        self.task, self.prefix, self.device, self.total = task, prefix, device, total
+        self._rank, self._world = ranks.rank, ranks.world
+        self._batches: Iterator[Batch] = iter(())
+        self._next: int | None = None
+
+    def batch(self, step: int) -> Batch:
+        """This rank's batch of a step; steps that follow one another are one stream.
+
+        Raises:
+            StorageError: the object store failed.
+        """
+        if step != self._next:
+            task = self.task
+            order = TrainOrder(task.plan, self._rank, self._world, step, self.total, task.steps_per_block)
+            self._batches = stream(task.reader, task.table, order, task_cpus=task.task_cpus)
+        self._next = None  # a stream that failed is opened anew
+        batch = next(self._batches)
+        self._next = step + 1
+        return batch
+
+    def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:
+        """The input of the suffix at each of the depths, one row per place of the batch."""
+        return self.prefix.taps(to_device(batch.images_NHWC, self.device), depths)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's validation batches, of chunk rows each; over all ranks every row once."""
+        task = self.task
+        per_block = batches_per_block(task.chunk)
+        order = ScanOrder(len(task.validation), task.chunk, per_block, self._rank, self._world)
+        return stream(task.scanner, task.validation, order, task_cpus=task.task_cpus)
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(labels int64[N], valid bool[N]) of a training batch, on the device."""
+        labels: npt.NDArray[np.int32] = self.task.table["label"].to_numpy()
+        picked = labels[np.maximum(batch.rows, 0)].astype(np.int64)
+        return torch.from_numpy(picked).to(self.device), torch.from_numpy(batch.rows != PADDING).to(self.device)
+
+
+def next_batch(feed: Feed, step: int) -> tuple[Batch, RaycnnError | None]:
+    """The batch of a step, or an empty one and the error that kept it away, which the ranks then agree on."""
+    try:
+        return feed.batch(step), None
+    except RaycnnError as error:
+        return Batch(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()), error

@@ -1,0 +1,123 @@
+"""One fit among those that go through the same steps together: its learner, its progress, its pen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raycnn.data.keyed import derive_seed
+from raycnn.errors import DivergedError, RaycnnError
+from raycnn.training.clock import Clock
+from raycnn.training.due import due, evaluation_due
+from raycnn.training.feed import Task
+from raycnn.training.learner import Learner
+from raycnn.training.optim import learning_rate
+from raycnn.training.phases import depth_at
+from raycnn.training.ranks import Ranks
+from raycnn.training.recorder import Recorder
+from raycnn.training.state import TrainState
+
+
+class Member:
+    """A fit; it has ended when it has a status or an error.
+
+    Args:
+        learner: restored to `state`.
+        state: where it stands.
+        recorder: of its folder.
+        task: what it trains on, common to all that share the steps.
+        clock: of the time that it costs.
+        alone: whether any exception of its own ends it alone, not its process.
+
+    Attributes:
+        status: finished or stopped_early; None while it goes on.
+        error: why it failed.
+        loss: mean training loss of its last logged step.
+    """
+
+    def __init__(
+        self, learner: Learner, state: TrainState, recorder: Recorder, task: Task, clock: Clock, *, alone: bool = False
+    ) -> None:
+        self.learner, self.state, self.recorder, self.clock = learner, state, recorder, clock
+        self._task, self._plan, self._alone = task, task.plan, alone
+        self.config = learner.config
+        self.total = self._plan.steps(self.config.train.epochs)
+        self.status = state.status(self.config.train, self._plan)
+        self.error: RaycnnError | None = None
+        self.loss: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has nothing more to do."""
+        return self.status is not None or self.error is not None
+
+    @contextmanager
+    def failing_alone(self) -> Iterator[None]:
+        """Inside, its failure becomes its `error`; the same on every rank."""
+        try:
+            yield
+        except RaycnnError as error:
+            self.error = error
+        except Exception as error:
+            if not self._alone:
+                raise
+            self.error = RaycnnError(f"{type(error).__name__}: {error}", where=f"step {self.state.step}")
+
+    def step(self, inputs: Tensor, targets: Tensor, valid: Tensor, count: float, ranks: Ranks) -> None:  # all ranks
+        """Train one step.
+
+        Args:
+            inputs: of the suffix at the learner's base depth.
+            targets: int64[N] classes.
+            valid: bool[N], rows that count.
+            count: rows that count over all ranks.
+
+        Raises:
+            DivergedError: the gradient is not finite; the weights have not seen it.
+        """
+        step, config, learner = self.state.step, self.config, self.learner
+        with self.clock("compute"):
+            learner.enter(depth_at(step, config.model.unfreeze, self._plan))
+            torch.manual_seed(derive_seed(config.train.seed, f"step {step} rank {ranks.rank}"))
+            loss_sum = learner.backward(inputs, targets, valid, count)
+            lr = learning_rate(step, self.total, self._plan.steps_per_epoch, config.optim)
+            norm = learner.step(lr)
+        if norm - norm != 0 and not learner.skips_overflows():
+            keys = ", ".join(self._task.keys(step, 8))
+            raise DivergedError(
+                f"the gradient is NaN or Inf at step {step}, learning rate {lr:.3g}, images {keys}, ...",
+                where="optim.lr",
+                fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, under a new run.name",
+            )
+        self.state = replace(self.state, step=step + 1)
+        if due(self.state.step, config.train.log_every, self.total):
+            (total_loss,) = ranks.sum([float(loss_sum)])
+            self.loss = total_loss / count if count else None
+            self.line(lr=lr, loss=self.loss, gradient_norm=norm)
+
+    def line(self, **values: Any) -> None:
+        """One line of metrics.jsonl."""
+        self.recorder.line(self.state, **values, seconds=dict(self.clock.seconds))
+
+    def evaluation_due(self) -> bool:
+        """Whether the step just done is followed by an evaluation."""
+        return evaluation_due(self.state.step, self.config.train.eval_every, self._plan, self.total)
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """Note the metrics of this step."""
+        self.state = self.state.evaluated(metrics)
+        self.line(**{f"val_{name}": value for name, value in metrics.items()})
+
+    def commit(self, *, evaluated: bool) -> None:
+        """Commit the state in the background."""
+        with self.clock("checkpoint"):
+            self.recorder.commit(self.learner, self.state, evaluated)
+
+    def settle(self) -> None:
+        """See whether it has ended."""
+        self.status = self.state.status(self.config.train, self._plan)

@@ -1,0 +1,80 @@
+"""What a config, a network's facts and an index mean to a process that trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raycnn.config import Config
+from raycnn.data.dataset import batches_per_block
+from raycnn.data.keyed import derive_seed
+from raycnn.data.manifest import Index
+from raycnn.data.plan import Plan
+from raycnn.data.reader import COLUMNS, ImageReader
+from raycnn.models.stages import Stages, find
+from raycnn.models.zoo import build, preprocessing
+from raycnn.training.device import Normalize, choose_precision
+from raycnn.training.feed import Task
+from raycnn.training.learner import Learner
+from raycnn.training.losses import class_weights
+from raycnn.training.prefix import Prefix
+from raycnn.training.state import NetworkFacts
+
+INDEX_COLUMNS = (*COLUMNS, "label", "split")
+"""What of the manifest training needs."""
+
+
+def facts_of(config: Config, classes: tuple[str, ...]) -> NetworkFacts:
+    """What the config's network is, before it is built."""
+    view, size = preprocessing(config.model.name), config.data.image_size
+    view = view if size is None else replace(view, image_size=size)
+    return NetworkFacts(config.model.name, classes, view, config.train.chunk)
+
+
+class Body:
+    """A network on its device, cut into stages, and the prefix that every suffix of it shares.
+
+    Attributes:
+        module: the whole network; its weights are to be loaded.
+    """
+
+    def __init__(self, config: Config, facts: NetworkFacts, device: torch.device) -> None:
+        network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size)
+        self.device = device
+        self.stages: Stages = find(network)
+        self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        normalize = Normalize(facts.preprocessing).to(device)
+        precision = choose_precision(config.train.precision, device)
+        self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision)
+
+    def learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
+        """Trains this very network."""
+        return Learner(self.module, self.stages, config, self.device, world, class_weights_K)
+
+
+def weights_of_classes(config: Config, facts: NetworkFacts, index: Index) -> Tensor | None:
+    """float32[K] factors of the loss, or None."""
+    if config.loss.class_weights == "none":
+        return None
+    counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
+    return torch.from_numpy(class_weights(counts_K, config.loss.class_weights)).float()
+
+
+def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:
+    """What `config` trains and validates on, read for a network of these facts."""
+    rows = index.rows("train")
+    seed = derive_seed(config.train.seed, "data")
+    plan = Plan(len(rows), config.train.global_batch, seed)
+    return Task(
+        plan=plan,
+        table=rows,
+        reader=ImageReader.of(config.data, index.source, facts.preprocessing, augment=config.augment, seed=seed),
+        validation=index.rows("val"),
+        scanner=ImageReader.of(config.data, index.source, facts.preprocessing),
+        chunk=config.train.chunk,
+        task_cpus=task_cpus,
+        steps_per_block=batches_per_block(plan.global_batch // world, config.data.block_steps),
+    )
