@@ -23,7 +23,7 @@ from raycnn.errors import RaycnnError, decode_error, encode_error
 
 Int64s = npt.NDArray[np.int64]
 IMAGES_PER_BLOCK = 256
-_BLOCKS_PER_STREAM = 4096  # Ray Data keeps one entry per block from the start
+_BLOCKS_PER_STREAM = 1024  # Ray Data keeps one entry per block from the start
 
 
 class Order(Protocol):
@@ -127,7 +127,7 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
     table_ref = ray.put(table)
 
     def decode_block(ids: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
-        rows, epochs = order.block(first + int(ids["id"][0]))
+        rows, epochs = order.block(int(ids["id"][0]))
         error = ""  # travels as data: Ray keeps only the text of what a task raises
         try:
             images, reasons = reader.read(ray.get(table_ref), rows, epochs)
@@ -141,7 +141,8 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
             "error": np.array([error] * len(rows), dtype=np.str_),
         }
 
-    dataset = ray.data.range(last - first, override_num_blocks=last - first)
+    # not range or from_arrow, whose tasks take a whole CPU each and wait for ever where less is free
+    dataset = ray.data.from_blocks([pa.table({"id": [number]}) for number in range(first, last)])
     dataset = dataset.map_batches(decode_block, batch_size=None, num_cpus=task_cpus)
     quiet(dataset.context)
     return dataset

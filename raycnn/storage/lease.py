@@ -178,6 +178,25 @@ def begin_group(store: Store, owner: str, newest_step: Callable[[LeaseRecord], i
     return _change(store, begin)
 
 
+def adopt(store: Store, owner: str, newest_step: Callable[[LeaseRecord], int]) -> LeaseRecord:
+    """Take the lease of a folder that belongs to a run whose lease `owner` holds, whoever had it before.
+
+    Args:
+        store: the folder's store.
+        owner: the `Lease.owner` of the job that holds the run.
+        newest_step: as for `acquire`.
+
+    Returns:
+        The record now in force; its epoch names this job's commits there, its base is the step to resume from.
+    """
+
+    def take(old: LeaseRecord) -> LeaseRecord:
+        bases = {**old.bases, old.epoch + 1: newest_step(old)}
+        return LeaseRecord(owner, old.epoch + 1, old.beat + 1, attempts=0, bases=bases, released=False)
+
+    return _change(store, take)
+
+
 def beat(store: Store, owner: str) -> None:
     """Show that the holder lives, whatever the epoch; RunBusyError if `owner` no longer holds the lease."""
     _change(store, lambda old: replace(_held(old, owner, store), beat=old.beat + 1))

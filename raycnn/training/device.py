@@ -90,11 +90,12 @@ def in_chunks(module: Callable[[Tensor], Tensor], inputs: Tensor, chunk: int) ->
 
     A network's last bits depend on the batch shape; with one shape on every path they do not depend on the path.
     """
+    memory_format = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
     outputs = []
     for start in range(0, len(inputs), chunk):
         part = inputs[start : start + chunk]
         missing = chunk - len(part)
         if missing:
             part = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
-        outputs.append(module(part.contiguous(memory_format=torch.channels_last))[: chunk - missing])
+        outputs.append(module(part.contiguous(memory_format=memory_format))[: chunk - missing])
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

@@ -59,7 +59,7 @@ class Feed:
         prefix: shared by all that train on it.
         device: where to compute.
         ranks: whose share of each step this is.
-        total: steps of the longest fit, the end of the stream.
+        total: steps of the longest fit, the end of the stream; may grow.
     """
 
     def __init__(self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int) -> None:
@@ -67,6 +67,7 @@ class Feed:
         self._rank, self._world = ranks.rank, ranks.world
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None
+        self._stop = total
 
     def batch(self, step: int) -> Batch:
         """This rank's batch of a step; steps that follow one another are one stream.
@@ -74,13 +75,14 @@ class Feed:
         Raises:
             StorageError: the object store failed.
         """
-        if step != self._next:
+        if step != self._next:  # the first, another one, or the first beyond what was the end
             task = self.task
             order = TrainOrder(task.plan, self._rank, self._world, step, self.total, task.steps_per_block)
+            self._stop = self.total
             self._batches = stream(task.reader, task.table, order, task_cpus=task.task_cpus)
         self._next = None  # a stream that failed is opened anew
         batch = next(self._batches)
-        self._next = step + 1
+        self._next = step + 1 if step + 1 < self._stop else None
         return batch
 
     def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:

@@ -108,6 +108,12 @@ class Member:
         """Whether the step just done is followed by an evaluation."""
         return evaluation_due(self.state.step, self.config.train.eval_every, self._plan, self.total)
 
+    def next_evaluation(self) -> int:
+        """The step after which it is evaluated next."""
+        every, plan = self.config.train.eval_every, self._plan
+        later = range(self.state.step + 1, self.total + 1)
+        return next((step for step in later if evaluation_due(step, every, plan, self.total)), self.total)
+
     def evaluated(self, metrics: dict[str, Any]) -> None:
         """Note the metrics of this step."""
         self.state = self.state.evaluated(metrics)
@@ -120,4 +126,4 @@ class Member:
 
     def settle(self) -> None:
         """See whether it has ended."""
-        self.status = self.state.status(self.config.train, self._plan)
+        self.status = self.status or self.state.status(self.config.train, self._plan)

@@ -35,6 +35,7 @@ class RunFacts:
     classes: tuple[str, ...]
     identity: dict[str, Any]
     config: dict[str, Any]
+    kind: str
 
 
 def read_run(store: Store) -> RunFacts | None:
@@ -52,7 +53,7 @@ def read_run(store: Store) -> RunFacts | None:
     if tree["format"] > FORMAT:
         fix = "upgrade raycnn, or start under a new run.name"
         raise CheckpointError("written by a newer version of raycnn", where=f"{store.uri}/run.json", fix=fix)
-    return RunFacts(tree["index"], tuple(tree["classes"]), tree["identity"], tree["config"])
+    return RunFacts(tree["index"], tuple(tree["classes"]), tree["identity"], tree["config"], tree.get("kind", "train"))
 
 
 def check_identity(config: Config, facts: RunFacts, where: str) -> None:
@@ -71,10 +72,18 @@ def check_identity(config: Config, facts: RunFacts, where: str) -> None:
         )
 
 
-def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str, ...]) -> None:
-    """Write run.json, once and for all."""
+def check_kind(facts: RunFacts, kind: str, where: str) -> None:
+    """CheckpointError if the run is not a fit (train), or not a search."""
+    if facts.kind != kind:
+        fix = f"choose another run.name, or use `raycnn {facts.kind}`"
+        raise CheckpointError(f"this run was started by `raycnn {facts.kind}`", where=where, fix=fix)
+
+
+def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str, ...], kind: str = "train") -> None:
+    """Write run.json, once and for all but for its count of looks at the test split."""
     tree = {
         "format": FORMAT,
+        "kind": kind,
         "index": index_hash,
         "classes": list(classes),
         "identity": identity(config),
@@ -90,6 +99,22 @@ def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str
         if facts is None or facts.index != index_hash:
             raise
         check_identity(config, facts, store.uri)
+
+
+def count_look(store: Store) -> int:
+    """Count one more look at the test split in run.json; how many there were in all.
+
+    Every look at the test split, and every choice made after it, makes its metrics a little too good.
+    """
+    while True:
+        etag = store.stat("run.json").etag
+        tree = json.loads(store.get("run.json"))
+        tree["test_looks"] = tree.get("test_looks", 0) + 1
+        try:
+            store.put("run.json", json.dumps(tree, indent=1).encode(), if_etag=etag)
+        except PreconditionFailed:
+            continue
+        return int(tree["test_looks"])
 
 
 def first_commit(
@@ -156,6 +181,8 @@ def find_commit(store: Store, step: int | str) -> tuple[RunFacts, Commit]:
     metric = facts.config["train"]["metric"]
     if step == "best":
         commit = checkpoint.best(found, metric, metric_mode(metric))
+        if commit is None and not any(each.manifest.get("metrics") for each in found):
+            commit = checkpoint.latest(store, record)  # without validation rows the newest is the best there is
     elif step == "latest":
         commit = checkpoint.latest(store, record)
     else:

@@ -20,6 +20,7 @@ from raycnn.training.device import Normalize, choose_precision
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
 from raycnn.training.losses import class_weights
+from raycnn.training.phases import deepest
 from raycnn.training.prefix import Prefix
 from raycnn.training.state import NetworkFacts
 
@@ -53,6 +54,11 @@ class Body:
     def learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
         """Trains this very network."""
         return Learner(self.module, self.stages, config, self.device, world, class_weights_K)
+
+    def copied_learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
+        """Trains a copy of the suffix that the config unfreezes; what comes before stays shared."""
+        network, stages = self.stages.copy(deepest(config.model.unfreeze))
+        return Learner(network.module, stages, config, self.device, world, class_weights_K)
 
 
 def weights_of_classes(config: Config, facts: NetworkFacts, index: Index) -> Tensor | None:
