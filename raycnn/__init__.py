@@ -2,7 +2,7 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import doctor, evaluate, index, load, plan, predict, runs, train
+from raycnn.verbs import doctor, evaluate, index, load, plan, predict, runs, search, train
 from raycnn.version import __version__
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "plan",
     "predict",
     "runs",
+    "search",
     "train",
 ]

@@ -19,6 +19,7 @@ from raycnn.progress import Progress, quiet_logs
 _VERBS = {
     "index": "read the source once: every object becomes a row of the manifest or is quarantined",
     "train": "train the run to its end, or continue it",
+    "search": "try settings and unfreezing depths, and keep the best",
     "evaluate": "metrics of the best checkpoint on the test split",
     "predict": "predict a bucket, a folder or the test split to Parquet",
     "plan": "what train would do and need, without training",
@@ -132,6 +133,10 @@ def _for_people(verb: str, result: Any) -> str:
         from raycnn.results.report import render
 
         return render(result)
+    if verb == "search":
+        from raycnn.searching.report import render as render_search
+
+        return render_search(result)
     if isinstance(result, list):
         return "\n".join("  ".join(f"{key} {_short(value)}" for key, value in row.items()) for row in result)
     width = max(len(key) for key in result)

@@ -97,7 +97,7 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
         import ray.data
 
         ray.data.DataContext.get_current()  # sets up its loggers, which would undo the levels below later
-        for name in ("ray", "ray.train", "ray.data"):
+        for name in ("ray", "ray.train", "ray.tune", "ray.data"):
             logging.getLogger(name).setLevel(level)
         yield
     except ConnectionError as error:

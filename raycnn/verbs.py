@@ -51,17 +51,51 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     from raycnn.data.manifest import read_index
     from raycnn.storage import open_store
     from raycnn.training.fit import fit, hold
-    from raycnn.training.run import check_identity, read_run
+    from raycnn.training.run import check_identity, check_kind, read_run
 
     settings = load_config(config)
     storage = open_store(settings.run.storage)
     store = storage.child(settings.run.name)
     facts = read_run(store)
     if facts:
+        check_kind(facts, "train", store.uri)
         check_identity(settings, facts, store.uri)
     with hold(store) as lease, connect(address, verbose=verbose):
         pinned = read_index(storage, facts.index) if facts else _index(settings, show)
         return fit(settings, store, pinned, lease, show)
+
+
+def search(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Search the settings of `search.space`; continues a search of this run.name that was interrupted.
+
+    Returns:
+        {run, metric, trials: [{id, config, status, metrics, epochs, seconds, reason, ...}], best: {config, metrics,
+        checkpoint, yaml}, prefix: {passes, cuts, cached_bytes, seconds}, confirm, test, seconds, ...}; that of a
+        search which has ended is told again.
+
+    Raises:
+        RaycnnError: see raycnn.errors for each kind.
+    """
+    from raycnn.cluster import connect
+    from raycnn.data.manifest import read_index
+    from raycnn.searching.search import former_result, settings_of
+    from raycnn.searching.search import search as run
+    from raycnn.storage import open_store
+    from raycnn.training.fit import hold
+    from raycnn.training.run import check_identity, check_kind, read_run
+
+    settings = settings_of(load_config(config))
+    storage = open_store(settings.run.storage)
+    store = storage.child(settings.run.name)
+    facts = read_run(store)
+    if facts:
+        check_kind(facts, "search", store.uri)
+        check_identity(settings, facts, store.uri)
+    if ended := former_result(store):
+        return ended
+    with hold(store) as lease, connect(address, verbose=verbose):
+        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
+        return run(settings, store, pinned, lease, show)
 
 
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 
 from raycnn.config import Config
-from raycnn.data.manifest import read_index
+from raycnn.data.manifest import Index, read_index
 from raycnn.data.reader import COLUMNS
 from raycnn.errors import DataError
 from raycnn.results.inference import infer
 from raycnn.results.statistics import bootstrap_by_group, wilson
-from raycnn.storage import open_store
-from raycnn.training.metrics import classification_metrics, details
-from raycnn.training.run import find_commit
+from raycnn.storage import Store, open_store
+from raycnn.training.checkpoint import Commit
+from raycnn.training.metrics import Labels, Logits, classification_metrics, details
+from raycnn.training.run import count_look, find_commit
+
+INDEX_COLUMNS = (*COLUMNS, "label", "split", "group")
+"""What of the manifest an evaluation needs."""
 
 _BOOTSTRAP_WORK = 2e8  # logits looked at in all; a minute or so
 _INTERVALS = ("balanced_accuracy", "macro_f1", "auroc")
@@ -32,7 +36,33 @@ def evaluate(config: Config) -> dict[str, Any]:
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
     run, commit = find_commit(store, config.evaluate.step)
-    index = read_index(storage, run.index, columns=[*COLUMNS, "label", "split", "group"])
+    index = read_index(storage, run.index, columns=INDEX_COLUMNS)
+    if config.evaluate.split == "test":
+        count_look(store)
+    logits_NK, labels_N, groups_N = score(config, store, commit, index)
+    return {
+        "run": config.run.name,
+        "step": commit.step,
+        "split": config.evaluate.split,
+        "rows": len(labels_N),
+        "unreadable": len(index.rows(config.evaluate.split)) - len(labels_N),
+        "metrics": with_intervals(logits_NK, labels_N, groups_N),
+        **details(logits_NK, labels_N, index.classes),
+    }
+
+
+def score(config: Config, store: Store, commit: Commit, index: Index) -> tuple[Logits, Labels, list[str | None]]:
+    """(logits_NK, labels_N, groups_N) of a checkpoint on the readable rows of `evaluate.split`, in their order.
+
+    Args:
+        config: of the run.
+        store: the folder that holds the commit.
+        commit: the checkpoint.
+        index: with the columns INDEX_COLUMNS.
+
+    Raises:
+        DataError: no rows, or more of them unreadable than data.bad_image_budget.
+    """
     table = index.rows(config.evaluate.split)
     if not len(table):
         raise DataError("the split has no rows", where=f"evaluate.split: {config.evaluate.split}", fix="choose another")
@@ -46,16 +76,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     logits_NK = np.concatenate([scored.logits_NK for scored in found])[good]
     labels_N = table["label"].to_numpy()[good].astype(np.int64)
     groups = table["group"].to_pylist()
-    groups_N = [group for group, keep in zip(groups, good, strict=True) if keep]
-    return {
-        "run": config.run.name,
-        "step": commit.step,
-        "split": config.evaluate.split,
-        "rows": len(labels_N),
-        "unreadable": int((~good).sum()),
-        "metrics": with_intervals(logits_NK, labels_N, groups_N),
-        **details(logits_NK, labels_N, index.classes),
-    }
+    return logits_NK, labels_N, [group for group, keep in zip(groups, good, strict=True) if keep]
 
 
 def with_intervals(logits_NK: Any, labels_N: Any, groups_N: list[str | None]) -> dict[str, Any]:

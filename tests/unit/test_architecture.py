@@ -14,8 +14,8 @@ LAYERS = (
     {"data"},
     {"models"},
     {"training"},
-    {"search"},
     {"results"},
+    {"searching"},
     {"", "verbs", "cli", "progress", "demo", "checks"},  # "" is raycnn/__init__.py, the verbs as Python functions
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,84 @@
+"""The packs of a search: how many the cluster carries, started together and ended together."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raycnn.cluster import CpuDivision, divide_cpus
+from raycnn.config import Config
+from raycnn.errors import ConfigError
+from raycnn.searching.pack import Pack, Peer
+from raycnn.searching.rank import PackJob
+
+CALLS_AT_ONCE: Final = 128
+"""Trials that may wait in a pack."""
+_TRIALS_PER_PACK: Final = 8
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What runs at once.
+
+    Args:
+        packs: actors, or groups of them, that train.
+        ranks: GPUs (or cores) of each.
+        concurrent: trials at once over all packs.
+        cpus: what each rank and each decoding task gets.
+    """
+
+    packs: int
+    ranks: int
+    concurrent: int
+    cpus: CpuDivision
+
+
+def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> Crew:
+    """The crew for a cluster with these Ray resources: a pack for every GPU, or every core that a rank computes with.
+
+    Raises:
+        ConfigError: the packs that the config asks for, or one pack of its workers, do not fit.
+    """
+    ranks, threads = config.train.workers, config.train.threads
+    gpus, cpus = int(resources.get("GPU", 0)), resources["CPU"]
+    places = gpus if gpus else max(1, int(cpus // threads))
+    fitting = places // ranks
+    wanted = config.search.packs or max(1, min(fitting, num_trials))
+    if wanted > fitting:
+        unit = "GPUs" if gpus else "CPUs"
+        raise ConfigError(
+            f"{wanted} packs of {ranks} workers need {wanted * ranks} {unit}, the cluster has {places}",
+            where="search.packs" if config.search.packs else "train.workers",
+            fix=f"use at most {places} workers in all packs together",
+        )
+    division = divide_cpus(cpus, wanted * ranks, gpus=gpus > 0)
+    concurrent = config.search.concurrent or _TRIALS_PER_PACK * wanted
+    return Crew(wanted, ranks, min(concurrent, num_trials, CALLS_AT_ONCE), division)
+
+
+@contextmanager
+def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
+    """The packs' actors by name, running inside."""
+    import ray
+
+    token = uuid.uuid4().hex[:8]
+    gpus = 1 if crew.cpus.gpus else 0
+    options: dict[str, Any] = {"num_cpus": crew.cpus.per_rank, "num_gpus": gpus}
+    packs: dict[str, Any] = {}
+    peers: list[Any] = []
+    try:
+        for number in range(crew.packs):
+            name = f"raycnn-{token}-pack-{number}"
+            own = [ray.remote(Peer).options(**options).remote(job) for _ in range(1, crew.ranks)]
+            # a pack that dies comes back empty, and its trials join it again from their last commits
+            own_life = {"name": name, "max_restarts": 0 if own else -1, "max_concurrency": CALLS_AT_ONCE}
+            packs[name] = ray.remote(Pack).options(**options, **own_life).remote(job, own)
+            peers += own
+        ray.get([pack.ready.remote() for pack in packs.values()])
+        yield packs
+    finally:
+        for actor in (*packs.values(), *peers):
+            ray.kill(actor)

@@ -1,0 +1,192 @@
+"""The actor that trains the trials of one GPU (or core): they ask for their next evaluation, it takes turns."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from raycnn.errors import RaycnnError, encode_error
+from raycnn.searching.rank import PackJob, PackRank
+from raycnn.searching.seating import Seating
+from raycnn.training.ranks import Ranks
+
+Outcome = dict[str, Any]
+
+
+class Pack:
+    """Rank 0 of a pack, or its only one. Its methods are called by many trials at once; one thread does the work.
+
+    Args:
+        job: the driver's word.
+        peers: the other ranks' actors (`Peer`), in order; none for a pack of one.
+    """
+
+    def __init__(self, job: PackJob, peers: list[Any]) -> None:
+        logging.captureWarnings(True)
+        self._peers, world = peers, len(peers) + 1
+        rendezvous = _free_address() if peers else None
+        for number, peer in enumerate(peers, 1):
+            peer.begin.remote(rendezvous, number, world)
+        self._rank = PackRank(job, _ranks(rendezvous, 0, world), _device())
+        self._seating = Seating()
+        self._orders: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._keys: dict[str, str] = {}
+        self._results: dict[str, deque[Outcome]] = defaultdict(deque)
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        threading.Thread(target=self._work, daemon=True, name="pack").start()
+
+    def ready(self) -> None:
+        """Answers when the pack is there."""
+
+    def join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
+        """Take a trial in, from its own newest commit or from another's (id, step); the step it stands at."""
+        step: int = self._order(lambda: self._join(trial, values, source, spent_s))
+        return step
+
+    def advance(self, trial: str) -> Outcome:
+        """Train the trial, and all that stand with it, to its next evaluation.
+
+        Returns:
+            {step, evaluation, metrics, seconds, status, error}; {"fatal": error} when the pack itself cannot go on.
+        """
+        with self._changed:
+            self._seating.ask(trial, time.monotonic())
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._results.get(trial) or trial not in self._keys or self._failure)
+            if self._failure:
+                return {"fatal": self._failure}
+            return self._results[trial].popleft() if self._results.get(trial) else {"status": "stopped"}
+
+    def leave(self, trial: str) -> None:
+        """The trial goes on no more; if it is training, it stops after this step."""
+        self._rank.stop(trial)
+        with self._changed:
+            self._seating.leave(trial)
+            self._results.pop(trial, None)
+            self._keys.pop(trial, None)
+            self._changed.notify_all()
+        self._order(lambda: self._everywhere("drop", trial))
+
+    def counters(self) -> dict[str, Any]:
+        """See PackRank.counters; of rank 0."""
+        counters: dict[str, Any] = self._order(self._rank.counters)
+        return counters
+
+    def _order(self, work: Callable[[], Any]) -> Any:
+        """Have the working thread do something between two turns."""
+        done: Future[Any] = Future()
+        with self._changed:
+            self._orders.append((done, work))
+            self._changed.notify_all()
+        return done.result()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                turn: list[str] = []
+                while not self._orders and not (turn := self._seating.turn(time.monotonic())):
+                    self._changed.wait(self._seating.wait_s(time.monotonic()))
+                order = self._orders.popleft() if self._orders else None
+            if order is not None:
+                _carry_out(*order)
+                continue
+            try:
+                outcomes = self._everywhere("train", turn)
+            except RaycnnError as error:
+                self._fail(encode_error(error))
+                continue
+            except Exception as error:  # a fault of this program: told to the driver, which ends the search
+                self._fail(encode_error(RaycnnError(f"{type(error).__name__}: {error}", where="a pack of the search")))
+                continue
+            self._tell(turn, outcomes)
+
+    def _tell(self, turn: list[str], outcomes: dict[str, Outcome]) -> None:
+        now = time.monotonic()
+        with self._changed:
+            for trial in turn:
+                outcome = outcomes[trial]
+                if trial not in self._keys:  # it left meanwhile
+                    continue
+                self._results[trial].append(outcome)
+                if outcome["status"] or outcome["error"]:
+                    self._seating.leave(trial)
+                else:
+                    self._seating.sit(trial, self._keys[trial], outcome["step"], now)
+            self._changed.notify_all()
+
+    def _fail(self, error: str) -> None:
+        with self._changed:
+            self._failure = error
+            self._seating = Seating()
+            self._changed.notify_all()
+
+    def _join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
+        place = self._rank.place(trial, source)
+        key, step = self._everywhere("join", trial, values, place, spent_s)
+        self._keys[trial] = key
+        with self._changed:
+            self._seating.sit(trial, key, step, time.monotonic())
+        return int(step)
+
+    def _everywhere(self, method: str, *arguments: Any) -> Any:  # all ranks
+        import ray
+
+        others = [peer.do.remote(method, *arguments) for peer in self._peers]
+        found = getattr(self._rank, method)(*arguments)
+        ray.get(others)
+        return found
+
+
+class Peer:
+    """Another rank of a pack: does what rank 0 does, at the same time."""
+
+    def __init__(self, job: PackJob) -> None:
+        self._job = job
+        self._rank: PackRank
+
+    def begin(self, rendezvous: str, rank: int, world: int) -> None:
+        """Meet the others."""
+        self._rank = PackRank(self._job, _ranks(rendezvous, rank, world), _device())
+
+    def do(self, method: str, *arguments: Any) -> None:
+        """Call a method of its PackRank."""
+        getattr(self._rank, method)(*arguments)
+
+
+def _carry_out(done: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def _free_address() -> str:
+    """tcp:// address on this node that nobody listens on."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return f"tcp://{address}:{found.getsockname()[1]}"
+
+
+def _ranks(rendezvous: str | None, rank: int, world: int) -> Ranks:
+    if rendezvous is not None:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world)
+    return Ranks()
+
+
+def _device() -> torch.device:
+    import ray
+
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")

@@ -1,0 +1,115 @@
+"""The verb: run the trials, choose and commit a winner, look at the test split once, tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Final
+
+from raycnn.config import Config, load_config
+from raycnn.data.manifest import Index
+from raycnn.errors import ConfigError, ObjectNotFound, Preempted
+from raycnn.searching.answer import goal
+from raycnn.searching.pictures import heat_map, learning_curves
+from raycnn.searching.records import TrialRecord
+from raycnn.searching.space import check
+from raycnn.searching.summary import overview, yaml_of
+from raycnn.searching.trials import Trials
+from raycnn.searching.winner import keep, pick, test_metrics
+from raycnn.storage import Store
+from raycnn.storage.lease import Lease
+from raycnn.training.fit import Show
+
+RESULT: Final = "search/result.json"
+
+
+def settings_of(config: Config) -> Config:
+    """The config whose trials are compared by train.metric.
+
+    Raises:
+        ConfigError: a search that cannot run.
+    """
+    metric, mode = goal(config)
+    natural = goal(load_config(config, {"search.mode": None}))[1]
+    if mode != natural:
+        raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
+    check(config)
+    return load_config(config, {"train.metric": metric})
+
+
+def former_result(store: Store) -> dict[str, Any] | None:
+    """What a search that has ended found; None while it has not."""
+    try:
+        result: dict[str, Any] = json.loads(store.get(RESULT))
+    except ObjectNotFound:
+        return None
+    return result
+
+
+def search(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
+    """Search in the run's folder `store`, from where an interrupted search left off. Needs an initialised Ray.
+
+    Args:
+        config: see `settings_of`.
+        store: the run's folder.
+        index: the pinned index.
+        lease: of the run, held by this process.
+        show: called with news.
+
+    Returns:
+        `overview` of the trials, and {best, prefix, confirm, test, against_former, files, seconds}.
+
+    Raises:
+        Preempted: asked to leave; everything is kept.
+        RaycnnError: as the search ends.
+    """
+    started = time.monotonic()
+    trials = Trials(config, store, index, lease, show)
+    found = trials.run()
+    if trials.leaving.is_set() and not trials.over_budget:
+        raise Preempted("everything is kept", where=store.uri, fix="the same command continues the search")
+    show({"phase": "choosing the best and looking at the test split"}, [])
+    winner, confirm = pick(config, store, found)
+    result = {**overview(found, config), "best": None, "confirm": confirm, "test": None, "against_former": None}
+    if winner:
+        commit = keep(store, lease, winner)
+        result["test"] = {"metrics": test_metrics(config, store, commit)}
+        result["best"] = {
+            "id": winner.record.id,
+            "config": winner.record.values,
+            "metrics": winner.metrics,
+            "checkpoint": f"{store.uri}/checkpoints/{commit.name}",
+            "yaml": yaml_of(config, winner.record.values),
+        }
+    result["prefix"] = shared_work(trials, found)
+    result["files"] = draw(config, store, found, show)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    store.put(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+    return result
+
+
+def shared_work(trials: Trials, found: list[TrialRecord]) -> dict[str, Any]:
+    """What the trials shared: passes over the images against their own epochs."""
+    rows = sum(max(counter["rows"].values(), default=0) for counter in trials.counters)
+    seconds = {phase: sum(c["seconds"].get(phase, 0.0) for c in trials.counters) for phase in ("data", "prefix")}
+    return {
+        "passes": round(rows / max(1, trials.plan.num_rows), 3),
+        "trial_epochs": round(sum(each.evaluations[-1].epochs for each in found if each.evaluations), 3),
+        "cuts": [],
+        "cached_bytes": 0,
+        "seconds": round(sum(seconds.values()), 1),
+        "seconds_saved": None,
+    }
+
+
+def draw(config: Config, store: Store, found: list[TrialRecord], show: Show) -> dict[str, str]:
+    """Put the pictures below search/ of the run; where they and the checkpoints lie, by title."""
+    metric, mode = goal(config)
+    files = {"run": store.uri, "checkpoints": f"{store.uri}/checkpoints", "trials": f"{store.uri}/search/trials"}
+    searched = [record for record in found if record.stage == "search"]
+    pictures = {"curves": learning_curves(searched, metric, mode), "heat map": heat_map(searched, metric, mode)}
+    for title, name in (("curves", "learning-curves.png"), ("heat map", "depth-by-learning-rate.png")):
+        if (picture := pictures[title]) is not None:
+            store.put(f"search/{name}", picture)
+            files[title] = f"{store.uri}/search/{name}"
+    return files

@@ -1,0 +1,41 @@
+"""What trials have in common: the settings that decide stream and prefix, and the weights they start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Final
+
+from raycnn.config import Config, identity
+from raycnn.storage import Store
+from raycnn.storage.lease import adopt
+from raycnn.training import checkpoint
+from raycnn.training.run import first_commit
+
+_OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm")
+_START: Final = ("model.name", "model.weights", "model.weights_sha256", "data.image_size", "train.seed", "train.chunk")
+
+
+def share_key(config: Config) -> str:
+    """Equal for two configs whose trials see the same batches and the same frozen network."""
+    return _digest({path: value for path, value in identity(config).items() if not path.startswith(_OWN)})
+
+
+def start_folder(config: Config) -> str:
+    """Folder, below the run's, of the commit with the weights that trials of this config start from."""
+    settings = identity(config)
+    return f"search/start/{_digest({path: settings[path] for path in _START})}"
+
+
+def write_start(config: Config, run: Store, owner: str, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Commit the weights that trials of this config start from, unless they are there; workers never fetch any."""
+    store = run.child(start_folder(config))
+    if checkpoint.commits(store, None):
+        return
+    record = adopt(store, owner, lambda held: checkpoint.newest_step(store, held))
+    first_commit(config, store, record, classes, say)
+
+
+def _digest(settings: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

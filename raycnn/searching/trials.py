@@ -1,0 +1,166 @@
+"""The trials of a search from the driver's side, and the best few again under other seeds."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+
+from raycnn.config import Config
+from raycnn.data.keyed import derive_seed
+from raycnn.data.manifest import Index
+from raycnn.data.plan import Plan
+from raycnn.errors import CheckpointError, DataError, PreconditionFailed
+from raycnn.searching import records
+from raycnn.searching.answer import best_evaluation, goal, ranking
+from raycnn.searching.board import Board, Stage
+from raycnn.searching.crew import crew_of, size_crew
+from raycnn.searching.rank import PackJob
+from raycnn.searching.records import TrialRecord
+from raycnn.searching.sampler import Sampler
+from raycnn.searching.schedulers import build
+from raycnn.searching.shared import write_start
+from raycnn.searching.space import num_trials
+from raycnn.searching.tuner import run_stage
+from raycnn.storage import Store
+from raycnn.storage.lease import Lease
+from raycnn.training.due import evaluation_due
+from raycnn.training.fit import Show, asked_to_leave
+from raycnn.training.metrics import Mode
+from raycnn.training.run import create_run
+
+_PLAN: Final = "search/search.json"
+_PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")
+
+
+@dataclass
+class Trials:
+    """The trials of one search in the run's folder.
+
+    Args:
+        config: see `settings_of`.
+        store: the run's folder.
+        index: the pinned index.
+        lease: of the run, held by this process.
+        show: called with news.
+    """
+
+    config: Config
+    store: Store
+    index: Index
+    lease: Lease
+    show: Show
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+        self.metric, self.mode = goal(self.config)
+        self.plan = Plan(len(self.index.rows("train")), self.config.train.global_batch, 0)
+        self.leaving = threading.Event()
+        self.over_budget = False
+
+    def run(self) -> list[TrialRecord]:
+        """Run what is left of the trials; all records, or those until the search was asked to leave."""
+        config = self.config
+        if self.index.kind != "class":
+            raise DataError(
+                f"the targets are of the kind {self.index.kind!r}", where=f"data.source {self.index.source}"
+            )
+        create_run(config, self.store, self.index.hash, self.index.classes, "search")
+        pin(self.store, config)
+        total = num_trials(config.search)
+        self.crew = size_crew(config, total, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
+        with asked_to_leave() as self.leaving, crew_of(job, self.crew) as packs:
+            known = records.read_all(self.store)
+            sampler = Sampler(config.search, self.metric, self.mode)
+            stage = Stage("search", total, sampler.values, self._cost)
+            scheduler = build(config.search, self.metric, self.mode, self._num_evaluations(), known)
+            known = self._stage(stage, scheduler, packs, known)
+            if not self._interrupted():
+                known = self._confirm(packs, known)
+            self.counters = [ray.get(pack.counters.remote()) for pack in packs.values()]
+        return known
+
+    def _confirm(self, packs: dict[str, Any], known: list[TrialRecord]) -> list[TrialRecord]:
+        """Train the best few again; every configuration under the same fresh seeds."""
+        num_best, num_seeds = self.config.search.confirm
+        best = ranking((r for r in known if r.stage == "search"), self.metric, self.mode)[:num_best]
+        seeds = [derive_seed(self.config.train.seed, f"confirm {n}") % 2**31 for n in range(num_seeds)]
+        runs = [{**record.values, "train.seed": seed} for seed in seeds for record in best]
+        if not runs:
+            return known
+        stage = Stage("confirm", len(runs), lambda number, _: runs[number], self._cost)
+        plain = self.config.search.model_copy(update={"scheduler": "none"})
+        scheduler = build(plain, self.metric, self.mode, self._num_evaluations())
+        return self._stage(stage, scheduler, packs, known)
+
+    def _stage(
+        self, stage: Stage, scheduler: Any, packs: dict[str, Any], known: list[TrialRecord]
+    ) -> list[TrialRecord]:
+        def prepare(config: Config) -> None:
+            write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))
+
+        board = Board(self.store, self.config, self.plan, self.mode, stage, list(packs), known, prepare)
+
+        def news() -> None:
+            self.show({"phase": _progress(board, stage, self.metric, self.mode)}, [])
+
+        run_stage(board, scheduler, self.mode, self.crew.concurrent, self._leave, news)
+        self.lease.check()
+        if self.over_budget:
+            board.out_of_budget()
+        return list(board.records.values())
+
+    def _leave(self) -> bool:
+        spent, search = time.monotonic() - self.started, self.config.search
+        hours = spent / 3600 * self.crew.packs * self.crew.ranks
+        over = (search.budget_s is not None and spent >= search.budget_s) or (
+            search.budget_gpu_hours is not None and hours >= search.budget_gpu_hours
+        )
+        self.over_budget = self.over_budget or over
+        return self._interrupted()
+
+    def _interrupted(self) -> bool:
+        return self.over_budget or self.leaving.is_set() or self.lease.lost
+
+    def _num_evaluations(self) -> int:
+        total = self.plan.steps(self.config.train.epochs)
+        every = self.config.train.eval_every
+        return sum(evaluation_due(step, every, self.plan, total) for step in range(1, total + 1))
+
+    def _cost(self, depth: str) -> float:
+        return 1.0
+
+
+def pin(store: Store, config: Config) -> None:
+    """Keep what the search is; CheckpointError with the differing settings if it was started with others."""
+    tree = config.search.model_dump(mode="json", include=set(_PINNED), exclude_none=True)
+    try:
+        store.put(_PLAN, json.dumps(tree, indent=1, sort_keys=True).encode(), create_only=True)
+    except PreconditionFailed:
+        before = json.loads(store.get(_PLAN))
+        keys = sorted(key for key in tree.keys() | before.keys() if tree.get(key) != before.get(key))
+        if keys:
+            told = "; ".join(
+                f"search.{key}: {json.dumps(before.get(key))} -> {json.dumps(tree.get(key))}" for key in keys
+            )
+            raise CheckpointError(
+                f"the search was started with other settings: {told}",
+                where=store.uri,
+                fix="restore them, or choose a new run.name",
+            ) from None
+
+
+def _progress(board: Board, stage: Stage, metric: str, mode: Mode) -> str:
+    ended = sum(record.status != "running" for record in board.mine)
+    best = ranking(board.mine, metric, mode)
+    text = f"{stage.name}: {ended} of {stage.num_trials} trials"
+    if best:
+        found = best_evaluation(best[0], metric, mode)
+        assert found is not None
+        text += f"  best {metric} {found.metrics[metric]:.4g} (trial {best[0].id})"
+    return text

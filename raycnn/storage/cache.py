@@ -1,0 +1,228 @@
+"""Rows of numbers kept on a node: computed once, read by all its processes and by the next search.
+
+    FOLDER/raycnn-cache-UID/lock      held while a table is opened, fetched or evicted, never while rows are read or put
+    FOLDER/raycnn-cache-UID/TABLE/    TABLE is the sha256 of name, shape and dtype
+        keys                          32 bytes a slot: whose row it holds; replaced by rename, and only ever longer
+        rows                          the bytes of the rows, slot by slot, allocated in advance
+        marks                         uint64[slots]: 0 or the checksum of key and row; locked by all who have it open
+    OVERFLOW/TABLE/PIECE.rows         rows one after the other; PIECE is the sha256 of their keys and of themselves
+    OVERFLOW/TABLE/index              the keys of each piece, written last: the sha256 of an npz, and the npz
+
+A row is there if its mark fits, so what a crash, a full disk or a damaged file leaves behind is absent, no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from raycnn.errors import RaycnnError
+from raycnn.storage.base import Store
+from raycnn.storage.overflow import fetch, push
+from raycnn.storage.table import Table, as_bytes, row_bytes_of
+
+__all__ = ["Cache", "Table"]
+
+_SPARE: Final = 0.05  # share of the disk left alone: Ray stops spilling when it is 95 % full
+_DAMAGE: Final = (OSError, ValueError)  # files that are not there or too short, or the folder is not ours
+
+_log = logging.getLogger(__name__)
+
+
+class _FullError(Exception):
+    """The table does not fit."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Tables below `folder` of this node, at most `limit_bytes` in all; picklable.
+
+    Nothing that is wrong with the folder, the disk or the overflow raises: it is logged, and less is cached.
+
+    Args:
+        folder: any existing or new folder; all is kept in one of our own inside it, private to the user.
+        limit_bytes: the least recently used tables that nobody has open are evicted before there is more.
+        overflow: where `push` keeps tables for other nodes, and `table` looks for rows.
+    """
+
+    folder: Path
+    limit_bytes: int
+    overflow: Store | None = None
+
+    def table(
+        self, name: str, keys: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> Table | None:
+        """The table of this name, shape and dtype, with every row that the node or the overflow has.
+
+        Args:
+            name: all that decides the rows' values beside what `keys` says.
+            keys: uint8[n, 32], the content hash of each row. Rows are found by it, whatever the order; a table grows
+                by the keys that it has not seen.
+            shape: of one row.
+            dtype: of one row; bf16 is kept as uint16.
+
+        Returns:
+            None if the table cannot be had or does not fit, or has no rows: compute without it.
+
+        Raises:
+            ValueError: `keys` has another shape or dtype.
+        """
+        if keys.dtype != np.uint8 or keys.ndim != 2 or keys.shape[1] != 32:
+            raise ValueError(f"uint8[n, 32] expected, not {keys.dtype} {keys.shape}")
+        if not len(keys):
+            return None
+        shape, dtype = tuple(map(int, shape)), np.dtype(dtype)
+        identity = f"{name}\n{shape}\n{dtype.str}"
+        folder = self._home / hashlib.sha256(identity.encode()).hexdigest()
+        try:
+            with self._alone():
+                try:
+                    table = self._open(folder, keys, shape, dtype)
+                except _DAMAGE as error:
+                    _log.warning("cache table %s is damaged and made anew: %s", folder.name[:8], error)
+                    _remove(folder)
+                    table = self._open(folder, keys, shape, dtype)
+                if self.overflow is not None and not table.complete:
+                    with _overflow_errors(self.overflow):
+                        fetch(self.overflow.child(table.name), table)
+                return table
+        except (*_DAMAGE, _FullError) as error:
+            _log.warning("nothing is cached in %s: %s", self.folder, error)
+            return None
+
+    def push(self, table: Table) -> None:
+        """Bring to the overflow what it does not have yet of the table's rows."""
+        if self.overflow is not None:
+            with _overflow_errors(self.overflow):
+                push(self.overflow.child(table.name), table)
+
+    @property
+    def _home(self) -> Path:
+        return self.folder / f"raycnn-cache-{os.getuid()}"
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self._home.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError(f"{self._home} is not a folder of this user")
+        with (self._home / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for left in self._home.glob(".*"):  # by processes that died in here
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+
+    def _open(self, folder: Path, keys: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Table:
+        stored = as_bytes(np.fromfile(folder / "keys", np.uint8).reshape(-1, 32)) if folder.exists() else []
+        numbers = {key: slot for slot, key in enumerate(stored)}
+        if len(numbers) < len(stored):
+            raise ValueError("a key is there twice")
+        slots = np.array([numbers.setdefault(key, len(numbers)) for key in as_bytes(keys)], np.int64)
+        row_bytes = row_bytes_of(shape, dtype)
+        more = (len(numbers) - len(stored)) * (row_bytes + 8 + 32)
+        if more and not self._make_room(more, folder):
+            if len(set(slots.tolist())) == len(numbers) or _in_use(folder):
+                raise _FullError(f"{more} bytes more do not fit into {self.limit_bytes} or the disk")
+            _remove(folder)  # it also holds rows that nobody asked for now: without them it may fit
+            return self._open(folder, keys, shape, dtype)
+        if more:
+            _grow(folder, numbers, row_bytes)
+        return Table(folder, keys, slots, shape, dtype)
+
+    def _make_room(self, more: int, keep: Path) -> bool:
+        """Evict until `more` bytes fit; if they cannot, evict nothing and give back False."""
+        sizes = {table: _size(table) for table in self._home.iterdir() if table.is_dir()}
+        disk = shutil.disk_usage(self._home)
+        excess = max(sum(sizes.values()) + more - self.limit_bytes, int(_SPARE * disk.total) + more - disk.free)
+        evicted = []
+        for table in sorted(sizes, key=_last_use):
+            if excess > 0 and table != keep and not _in_use(table):
+                evicted.append(table)
+                excess -= sizes[table]
+        if excess > 0:
+            return False
+        for table in evicted:
+            _remove(table)
+        return True
+
+
+def _grow(folder: Path, keys: Collection[bytes], row_bytes: int) -> None:
+    """Make the table, or lengthen it, to have a slot for each key; a crash in here changes nothing."""
+    is_new = not folder.exists()
+    where = folder.with_name(f".{secrets.token_hex(8)}") if is_new else folder
+    try:
+        where.mkdir(mode=0o700, exist_ok=True)
+        _allocate(where / "rows", len(keys) * row_bytes)
+        _allocate(where / "marks", len(keys) * 8)
+        (where / "keys.new").write_bytes(b"".join(keys))
+        (where / "keys.new").replace(where / "keys")
+        if is_new:
+            where.rename(folder)
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(where, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _FullError("no space left on the disk") from None
+        raise
+
+
+def _allocate(path: Path, size: int) -> None:
+    with path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS: a full disk then shows when rows are put
+                file.truncate(max(before, size))
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def _remove(table: Path) -> None:
+    gone = table.with_name(f".{secrets.token_hex(8)}")  # in one step, so that no half of it is ever found
+    with contextlib.suppress(FileNotFoundError):
+        table.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _in_use(table: Path) -> bool:
+    try:
+        with (table / "marks").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # damaged
+        return False
+    return False
+
+
+def _last_use(table: Path) -> int:
+    marks = table / "marks"
+    return marks.stat().st_mtime_ns if marks.exists() else 0
+
+
+def _size(table: Path) -> int:
+    return sum(file.stat().st_size for file in table.iterdir())
+
+
+@contextlib.contextmanager
+def _overflow_errors(overflow: Store) -> Iterator[None]:
+    try:
+        yield
+    except (RaycnnError, *_DAMAGE) as error:
+        _log.warning("cache: without the rows in %s: %s", overflow.uri, error)

@@ -1,0 +1,84 @@
+"""raycnn's command line as a user runs it, timed and watched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raycnn.storage import open_store
+
+Row = tuple[str, str, str, str, str]
+"""What was measured, raycnn's figure, what it is held against, their ratio, the goal."""
+
+KINDS = {
+    "RayTrainWorker": "rank", "ray::Pack": "pack",
+    "decode_block": "decoder", "MapBatches": "decoder", "ReadRange": "decoder",
+}  # fmt: skip
+
+
+def config_of(source: Path, storage: Path, image_size: int = 32, **changes: Any) -> dict[str, Any]:
+    train = {"epochs": 1, "global_batch": 32, "workers": 2, "chunk": 32}
+    train |= {path.removeprefix("train."): value for path, value in changes.items()}
+    return {
+        "run": {"name": "bench", "storage": str(storage)},
+        "data": {"source": str(source), "image_size": image_size},
+        "model": {"name": "reference/lenet", "weights": "none"},
+        "train": train,
+    }
+
+
+def timed(verb: str, config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+    """What `raycnn VERB --json` prints, and the seconds from the command to its end."""
+    start = time.perf_counter()
+    printed = subprocess.run(_command(verb, config, folder), stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(printed), time.perf_counter() - start
+
+
+def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, verb: str = "train") -> dict[str, float]:
+    """Peak MB by kind of process, the seconds, and those to the first commit after step 0."""
+    store = open_store(config["run"]["storage"]).child(config["run"]["name"])
+    found: dict[str, float] = {}
+    start = time.perf_counter()
+    command = _command(verb, config, root)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as job:
+        while job.poll() is None:
+            time.sleep(0.1)
+            _sample(psutil.Process(job.pid), found)
+            keys = [entry.key for entry in store.list("checkpoints/")] if until_step_1 else []
+            if any("step-00000001" in key and key.endswith("MANIFEST.json") for key in keys):
+                found["first_step"] = time.perf_counter() - start
+                job.terminate()
+                break
+        if job.wait() and "first_step" not in found:
+            raise subprocess.CalledProcessError(job.returncode, command)
+    found["seconds"] = time.perf_counter() - start
+    return found
+
+
+def _command(verb: str, config: dict[str, Any], folder: Path) -> list[str]:
+    path = folder / f"{verb}.yaml"
+    path.write_text(json.dumps(config))
+    return [sys.executable, "-m", "raycnn.cli", verb, str(path), "--json"]
+
+
+def _sample(driver: psutil.Process, peaks: dict[str, float]) -> None:
+    """Raise the peaks to what the processes hold now."""
+    processes = [(driver, "driver")]
+    for child in driver.children(recursive=True):
+        try:
+            kind = next((kind for mark, kind in KINDS.items() if mark in " ".join(child.cmdline())), None)
+        except psutil.Error:
+            continue
+        if kind:
+            processes.append((child, kind))
+    for process, kind in processes:
+        try:
+            peaks[kind] = max(peaks.get(kind, 0), process.memory_full_info().uss / 2**20)
+        except psutil.Error:
+            continue
