@@ -11,12 +11,12 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# Tests on Ray mostly wait for processes to start; the others run beside them.
+# Tests on Ray mostly wait for processes to start; the others take the time that they leave.
 test: install
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target ray others
 
 others:
-	nice -n 5 $(MAKE) --no-print-directory --jobs=1 check quick s3 zoo
+	nice -n 19 $(MAKE) --no-print-directory --jobs=1 check quick s3 zoo
 
 check: install
 	$(BIN)/ruff check .

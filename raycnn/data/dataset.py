@@ -43,7 +43,10 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """One rank's share of the plan in steps [start, stop), `steps_per_block` steps a block."""
+    """One rank's share of the plan in steps [start, stop), `steps_per_block` steps a block.
+
+    Of `turns` orders, each with a `turn` of its own, every one has the blocks that are its turn.
+    """
 
     plan: Plan
     rank: int
@@ -51,11 +54,13 @@ class TrainOrder:
     start: int
     stop: int
     steps_per_block: int
+    turn: int = 0
+    turns: int = 1
 
     @property
     def num_blocks(self) -> int:
         """Blocks; the last may hold fewer steps."""
-        return -(-(self.stop - self.start) // self.steps_per_block)
+        return len(range(self.turn, -(-(self.stop - self.start) // self.steps_per_block), self.turns))
 
     @property
     def batch_rows(self) -> int:
@@ -64,9 +69,13 @@ class TrainOrder:
 
     def block(self, number: int) -> tuple[Int64s, Int64s]:
         """The rows of steps_per_block steps, and their epochs."""
-        first = self.start + number * self.steps_per_block
-        steps = min(self.steps_per_block, self.stop - first)
-        return self.plan.share(first, self.rank, self.world, steps)
+        steps = self.steps(number)
+        return self.plan.share(steps.start, self.rank, self.world, len(steps))
+
+    def steps(self, number: int) -> range:
+        """The steps of a block."""
+        first = self.start + (self.turn + number * self.turns) * self.steps_per_block
+        return range(first, min(first + self.steps_per_block, self.stop))
 
 
 @dataclass(frozen=True)

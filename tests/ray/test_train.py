@@ -30,9 +30,21 @@ def settings(source, storage, name="run", **changes):
     return raycnn.load_config(config, changes)
 
 
-def test_train_evaluate_predict_load(digits, tmp_path):
-    config = settings(digits, tmp_path, **{"train.workers": 2, "train.epochs": 10})
-    trained = raycnn.train(config)
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """Where the module's first run lies, for the tests that need a finished one."""
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def run(local_ray, digits, storage):
+    """(config, result) of a run on two workers."""
+    config = settings(digits, storage, **{"train.workers": 2, "train.epochs": 10})
+    return config, raycnn.train(config)
+
+
+def test_train_evaluate_predict_load(run, digits, storage):
+    config, trained = run
     assert trained["status"] == "finished"
     assert trained["epochs"] >= 10
     assert trained["resumed_from"] is None
@@ -53,7 +65,7 @@ def test_train_evaluate_predict_load(digits, tmp_path):
     ]
     assert sum(right) / 60 == pytest.approx(evaluation["metrics"]["accuracy"])
 
-    network = raycnn.load(f"{tmp_path}/run")
+    network = raycnn.load(f"{storage}/run")
     key = table["key"][0].as_py()
     by_hand = network.predict(digits / key)
     stored = dict(zip(network.classes, table["probabilities"][0].as_py(), strict=True))
@@ -61,12 +73,11 @@ def test_train_evaluate_predict_load(digits, tmp_path):
 
     again = raycnn.train(config)
     assert again["resumed_from"] == again["steps"] == trained["steps"]
-    assert raycnn.runs(str(tmp_path))[0]["status"] == "idle"
+    assert raycnn.runs(str(storage))[0]["status"] == "idle"
 
 
-def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(digits, tmp_path):
-    config = settings(digits, tmp_path, **{"train.epochs": 1, "train.workers": 2})
-    raycnn.train(config)
+def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(run, storage):
+    config, trained = run
     found = [
         raycnn.evaluate(
             raycnn.load_config(config, {"train.workers": n, "train.global_batch": 6 * n, "evaluate.split": "val"})
@@ -74,7 +85,8 @@ def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(digits, tmp_path):
         for n in (1, 2, 3)
     ]
     assert json.dumps(found[0]) == json.dumps(found[1]) == json.dumps(found[2])
-    in_training = [line for line in metrics(open_store(str(tmp_path / "run"))) if "val_loss" in line][-1]
+    lines = metrics(open_store(str(storage / "run")))
+    in_training = next(line for line in lines if line["step"] == trained["best"]["step"] and "val_loss" in line)
     assert in_training["val_loss"] == found[0]["metrics"]["loss"]
 
 
@@ -121,26 +133,24 @@ def test_a_diverging_run_ends_with_code_4_and_keeps_its_last_commit(digits, tmp_
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
-def test_other_settings_under_the_same_name_are_refused_with_the_difference(digits, tmp_path):
-    config = settings(digits, tmp_path, **{"train.epochs": 1})
-    raycnn.train(config)
+def test_other_settings_under_the_same_name_are_refused_with_the_difference(run):
+    config, trained = run
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.005 -> 0.2"):
         raycnn.train(raycnn.load_config(config, {"optim.lr": 0.2}))
-    more = raycnn.train(raycnn.load_config(config, {"train.epochs": 2, "train.workers": 2}))
-    assert more["epochs"] >= 2
-    assert more["resumed_from"]
+    more = raycnn.train(raycnn.load_config(config, {"train.epochs": 11, "train.workers": 1}))
+    assert more["epochs"] >= 11
+    assert more["resumed_from"] == trained["steps"]
 
 
-def test_a_run_can_start_from_another_runs_best_weights(digits, tmp_path):
-    raycnn.train(settings(digits, tmp_path, **{"train.epochs": 1}))
+def test_a_run_can_start_from_another_runs_best_weights(run, digits, storage):
     said = []
-    child = settings(digits, tmp_path, "child", **{"train.epochs": 1, "model.weights": "run:run", "train.keep": 9})
+    child = settings(digits, storage, "child", **{"train.epochs": 1, "model.weights": "run:run", "train.keep": 9})
     raycnn.train(child, show=lambda progress, lines: said.extend(lines))
     assert any("run:run" in line for line in said)
-    parent = decode_weights(raycnn.training.run.best_weights(open_store(f"{tmp_path}/run")))
-    first = commit_weights(open_store(f"{tmp_path}/child"), 0)
+    parent = decode_weights(raycnn.training.run.best_weights(open_store(f"{storage}/run")))
+    first = commit_weights(open_store(f"{storage}/child"), 0)
     assert all(parent[name].equal(first[name]) for name in parent if not name.startswith("head"))
-    assert json.loads(open_store(f"{tmp_path}/child").get("run.json"))["parent"] == "run"
+    assert json.loads(open_store(f"{storage}/child").get("run.json"))["parent"] == "run"
 
 
 def commit_weights(store, step):
