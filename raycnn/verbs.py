@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raycnn.config import Config, load_config
+from raycnn.config import Config, dated, load_config
 
 Source = Config | dict[str, Any] | str | Path
 Show = Callable[[dict[str, Any], list[str]], None]
@@ -32,7 +32,7 @@ def index(config: Source, *, address: str = "local", show: Show = _silent, verbo
     from raycnn.cluster import connect
     from raycnn.data.manifest import summary
 
-    settings = load_config(config)
+    settings = dated(load_config(config))
     with connect(address, verbose=verbose):
         return summary(_index(settings, show))
 
@@ -53,7 +53,7 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     from raycnn.training.fit import fit, hold
     from raycnn.training.run import check_identity, check_kind, read_run
 
-    settings = load_config(config)
+    settings = dated(load_config(config))
     storage = open_store(settings.run.storage)
     store = storage.child(settings.run.name)
     facts = read_run(store)
@@ -78,24 +78,27 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     """
     from raycnn.cluster import connect
     from raycnn.data.manifest import read_index
-    from raycnn.searching.search import former_result, settings_of
+    from raycnn.searching.former import find_former
+    from raycnn.searching.search import ended_result, settings_of
     from raycnn.searching.search import search as run
     from raycnn.storage import open_store
     from raycnn.training.fit import hold
     from raycnn.training.run import check_identity, check_kind, read_run
 
-    settings = settings_of(load_config(config))
+    wanted = load_config(config)
+    settings = settings_of(dated(wanted))
+    former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
     storage = open_store(settings.run.storage)
     store = storage.child(settings.run.name)
     facts = read_run(store)
     if facts:
         check_kind(facts, "search", store.uri)
         check_identity(settings, facts, store.uri)
-    if ended := former_result(store):
+    if ended := ended_result(settings, store):
         return ended
     with hold(store) as lease, connect(address, verbose=verbose):
         pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-        return run(settings, store, pinned, lease, show)
+        return run(settings, store, pinned, lease, show, former)
 
 
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def evaluate(config: Source, *, address: str = "local", show: Show = _silent, ve
     from raycnn.cluster import connect
     from raycnn.results.evaluate import evaluate as run
 
-    settings = load_config(config)
+    settings = dated(load_config(config))
     show({"phase": "evaluating"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
@@ -114,7 +117,7 @@ def predict(config: Source, *, address: str = "local", show: Show = _silent, ver
     from raycnn.cluster import connect
     from raycnn.results.predict import predict as run
 
-    settings = load_config(config)
+    settings = dated(load_config(config))
     show({"phase": "predicting"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
@@ -125,7 +128,7 @@ def plan(config: Source, *, address: str = "local", show: Show = _silent, verbos
     from raycnn.cluster import connect
     from raycnn.training.dryrun import dry_run
 
-    settings = load_config(config)
+    settings = dated(load_config(config))
     with connect(address, verbose=verbose):
         return dry_run(settings, _index(settings, show))
 

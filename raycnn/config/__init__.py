@@ -1,6 +1,6 @@
 """The config: frozen models that YAML, command-line flags and search samples address by dotted path."""
 
-from raycnn.config.loading import load_config
+from raycnn.config.loading import dated, load_config
 from raycnn.config.paths import fields, get_path, identity, identity_hash, operational, set_path
 from raycnn.config.sections import (
     OPERATIONAL,
@@ -36,6 +36,7 @@ __all__ = [
     "SearchConfig",
     "Section",
     "TrainConfig",
+    "dated",
     "fields",
     "get_path",
     "identity",

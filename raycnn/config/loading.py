@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[st
         return Config.model_validate(tree)
     except ValidationError as error:
         raise _as_config_error(error) from None
+
+
+def dated(config: Config, now: datetime | None = None) -> Config:
+    """The config with the date put into a run.name such as nightly-%Y-%m-%d, in UTC."""
+    if "%" not in config.run.name:
+        return config
+    return load_config(config, {"run.name": (now or datetime.now(UTC)).strftime(config.run.name)})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

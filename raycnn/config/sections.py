@@ -32,8 +32,9 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Which run, and where it lives."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"), OPERATIONAL]
-    """Name of the run, a folder below run.storage; the same name continues the same run."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]|%[A-Za-z]){0,79}$"), OPERATIONAL]
+    """Name of the run, a folder below run.storage; the same name continues the same run. nightly-%Y-%m-%d: with the
+    date (UTC); a search then tries the best settings of the one before first, and is compared with it."""
     storage: Annotated[str, Field(min_length=1), OPERATIONAL]
     """s3://bucket/prefix or a directory: checkpoints, indexes and results go there."""
 
@@ -86,6 +87,11 @@ class AugmentConfig(Section):
     """Probability of mirroring left to right."""
     vflip: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of mirroring top to bottom."""
+
+    @property
+    def random(self) -> bool:
+        """Whether an image looks different from epoch to epoch."""
+        return self.crop_scale is not None or self.hflip > 0 or self.vflip > 0
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:

@@ -38,29 +38,30 @@ def render(
         beside: metrics of at most two others on the same rows by column title, e.g.
             {"frozen probe": {"accuracy": 0.855}}.
     """
-    classes = [_printable(row["class"]) for row in evaluation["per_class"]]
+    classes = [printable(row["class"]) for row in evaluation["per_class"]]
     head = "{run}, step {step}, {split} split, {rows} rows".format_map(evaluation)
     parts = [
-        _fit(_printable(head), _WIDTH),
-        _metrics(evaluation["metrics"], beside or {}),
+        _fit(printable(head), _WIDTH),
+        metrics_table(evaluation["metrics"], beside or {}),
         _per_class(evaluation["per_class"], classes),
         _confusion(evaluation["confusion"], classes),
     ]
     if seconds:
-        parts.append(_table([["phase", "seconds"], *([_printable(k), f"{v:.1f}"] for k, v in seconds.items())]))
+        parts.append(table([["phase", "seconds"], *([printable(k), f"{v:.1f}"] for k, v in seconds.items())]))
     return "\n\n".join(parts)
 
 
-def _metrics(metrics: Mapping[str, Any], beside: Mapping[str, Mapping[str, float | None]]) -> str:
-    lines = [["metric", "value", "95 % interval", *(_printable(title) for title in beside)]]
+def metrics_table(metrics: Mapping[str, Any], beside: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A line for each metric with its interval, and other classifiers' values beside it."""
+    lines = [["metric", "value", "95 % interval", *(printable(title) for title in beside)]]
     for name, title in _TITLES.items():
         others = [metrics_of.get(name) for metrics_of in beside.values()]
         if metrics.get(name) is None and all(other is None for other in others):
             continue
         interval = metrics.get(name + "_ci95")
         span = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        lines.append([title, _number(metrics.get(name)), span, *map(_number, others)])
-    return _table(lines)
+        lines.append([title, number(metrics.get(name)), span, *map(number, others)])
+    return table(lines)
 
 
 def _per_class(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
@@ -74,58 +75,59 @@ def _per_class(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
     lines = [["class", "rows", "precision", "recall", "F1"]]
     for i in order:
         row = per_class[i]
-        lines.append([classes[i], str(row["rows"]), *(_number(row[k]) for k in ("precision", "recall", "f1"))])
-    return _table(lines) + note
+        lines.append([classes[i], str(row["rows"]), *(number(row[k]) for k in ("precision", "recall", "f1"))])
+    return table(lines) + note
 
 
 def _confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     header = ["label \\ predicted", *classes]
     lines = [header, *([name, *map(str, row)] for name, row in zip(classes, confusion, strict=True))]
     if len(classes) <= _MAX_CLASSES:
-        whole = _table(lines)
-        if _columns(whole.split("\n", 1)[0]) <= _WIDTH:
+        whole = table(lines)
+        if columns(whole.split("\n", 1)[0]) <= _WIDTH:
             return whole
     wrong = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
     wrong.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
     if not wrong:
         return "no confusions"
     shown = wrong[:_MAX_CLASSES]
-    pairs = _table([["label", "predicted", "rows"], *([classes[i], classes[j], str(n)] for n, i, j in shown)])
+    pairs = table([["label", "predicted", "rows"], *([classes[i], classes[j], str(n)] for n, i, j in shown)])
     return pairs + f"\n(the {len(shown)} most frequent of {len(wrong)} confusions)"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
     """Columns aligned: the first to the left, the rest to the right."""
     cells = [[_fit(cell, _MAX_NAME) for cell in line] for line in lines]
-    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
-            cell + " " * (width - _columns(cell)) if i == 0 else " " * (width - _columns(cell)) + cell
+            cell + " " * (width - columns(cell)) if i == 0 else " " * (width - columns(cell)) + cell
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
     )
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits, or a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names come from data: no control characters or escape sequences reach the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
     """Terminal columns: wide characters take two, combining ones none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _fit(text: str, columns: int) -> str:
+def _fit(text: str, width: int) -> str:
     """The text, its middle left out where it is too wide."""
-    if _columns(text) <= columns:
+    if columns(text) <= width:
         return text
     head, tail = text[: len(text) // 2], text[len(text) // 2 :]
-    while _columns(head) + _columns(tail) >= columns:
+    while columns(head) + columns(tail) >= width:
         head, tail = (head[:-1], tail) if len(head) > len(tail) else (head, tail[1:])
     return f"{head}…{tail}"

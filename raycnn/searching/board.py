@@ -24,13 +24,13 @@ class Stage:
         name: search or confirm.
         num_trials: how many there are in all.
         values: what trial `number` tries, given the records so far.
-        cost: relative cost of a trial of a depth, to share trials out to packs.
+        cost: relative cost of a trial with these values, to share trials out to packs.
     """
 
     name: Literal["search", "confirm"]
     num_trials: int
     values: Values
-    cost: Callable[[str], float]
+    cost: Callable[[dict[str, Any]], float]
 
     def trial_id(self, number: int) -> str:
         """Name of its folder."""
@@ -104,7 +104,7 @@ class Board:
         record = self.records[trial]
         if record.status == "running":
             self._keep(replace(record, status="failed" if failed else "stopped", reason=reason))
-        self._load[self._pack_of.pop(trial)] -= self._stage.cost(record.depth)
+        self._load[self._pack_of.pop(trial)] -= self._stage.cost(record.values)
 
     def out_of_budget(self) -> None:
         """Nothing goes on: what runs counts as stopped."""
@@ -120,7 +120,7 @@ class Board:
     def _start(self, record: TrialRecord) -> dict[str, Any]:
         self._prepare(load_config(self._config, record.values))
         pack = min(self._load, key=lambda name: self._load[name])
-        self._load[pack] += self._stage.cost(record.depth)
+        self._load[pack] += self._stage.cost(record.values)
         self._pack_of[record.id] = pack
         return {
             "id": record.id,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from raycnn.cluster import CpuDivision, divide_cpus
 from raycnn.config import Config
 from raycnn.errors import ConfigError
+from raycnn.searching.costs import Costs
 from raycnn.searching.pack import Pack, Peer
 from raycnn.searching.rank import PackJob
 
@@ -57,6 +58,23 @@ def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> C
     division = divide_cpus(cpus, wanted * ranks, gpus=gpus > 0)
     concurrent = config.search.concurrent or _TRIALS_PER_PACK * wanted
     return Crew(wanted, ranks, min(concurrent, num_trials, CALLS_AT_ONCE), division)
+
+
+def fit_memory(crew: Crew, costs: Costs, memory_bytes: float) -> Crew:
+    """The crew with as many trials at once as its packs' memory holds.
+
+    Raises:
+        ConfigError: not even one trial fits beside the network.
+    """
+    each, trial = memory_bytes / (crew.packs * crew.ranks), max(cut.trial_bytes for cut in costs.cuts.values())
+    fitting = int((each - costs.rss_bytes) // max(trial, 1))
+    if fitting < 1:
+        raise ConfigError(
+            f"a pack has {each / 1e9:.1f} GB, needs {costs.rss_bytes / 1e9:.1f} and {trial / 1e9:.2f} for each trial",
+            where="search.packs",
+            fix="use fewer packs, a smaller train.global_batch or less depth",
+        )
+    return replace(crew, concurrent=min(crew.concurrent, fitting * crew.packs))
 
 
 @contextmanager

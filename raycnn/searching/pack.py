@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from raycnn.errors import RaycnnError, encode_error
-from raycnn.searching.rank import PackJob, PackRank
+from raycnn.searching.costs import Costs
+from raycnn.searching.rank import Keeping, PackJob, PackRank
 from raycnn.searching.seating import Seating
 from raycnn.training.ranks import Ranks
 
@@ -75,6 +76,15 @@ class Pack:
             self._keys.pop(trial, None)
             self._changed.notify_all()
         self._order(lambda: self._everywhere("drop", trial))
+
+    def measure(self, values: list[dict[str, Any]]) -> Costs:
+        """See PackRank.measure; of rank 0."""
+        costs: Costs = self._order(lambda: self._everywhere("measure", values))
+        return costs
+
+    def keep(self, keeping: Keeping) -> None:
+        """See PackRank.keep."""
+        self._order(lambda: self._everywhere("keep", keeping))
 
     def counters(self) -> dict[str, Any]:
         """See PackRank.counters; of rank 0."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -11,16 +13,20 @@ import torch
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, read_index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
+from raycnn.searching.costs import Choice, Costs
+from raycnn.searching.measure import measure
 from raycnn.searching.records import FOLDER
+from raycnn.searching.reuse import Reuse, ReusingFeed
 from raycnn.searching.shared import share_key, start_folder
 from raycnn.storage import Store, open_store
+from raycnn.storage.cache import Cache
 from raycnn.storage.lease import LeaseRecord, adopt
 from raycnn.training import checkpoint
 from raycnn.training.badrows import BadRows
 from raycnn.training.checkpoint import Commit
 from raycnn.training.clock import Clock
 from raycnn.training.device import prepare
-from raycnn.training.feed import Feed
+from raycnn.training.feed import Feed, Task
 from raycnn.training.loop import train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks
@@ -60,6 +66,15 @@ class Place:
     copied: bool
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """What the packs keep in the cache of their nodes: a choice for each depth; parts, and whose turn is first."""
+
+    choices: dict[int, Choice]
+    turn: int
+    turns: int
+
+
 @dataclass
 class Shared:
     """What trials of one share key have in common."""
@@ -85,8 +100,24 @@ class PackRank:
         storage = open_store(job.config.run.storage)
         self._run: Store = storage.child(job.config.run.name)
         self._index: Index = read_index(storage, job.index, columns=INDEX_COLUMNS)
+        self._keeping = Keeping({}, 0, 1)
+        search = job.config.search
+        self._cache = Cache(Path(search.cache or tempfile.gettempdir()), search.cache_bytes)
         self._shared: dict[str, Shared] = {}
         self._members: dict[str, tuple[str, Member]] = {}
+
+    def measure(self, values: list[dict[str, Any]]) -> Costs:  # all ranks
+        """What trials with these values cost, one for each depth."""
+        configs = [load_config(self._job.config, each) for each in values]
+        key = share_key(configs[0])
+        shared = self._shared[key] = self._share(configs[0])
+        return measure(configs, shared.body, shared.feed.task, self._ranks.world, self._cache)
+
+    def keep(self, keeping: Keeping) -> None:  # all ranks
+        """What to keep from now on; called before the first trial joins."""
+        self._keeping = keeping
+        for shared in self._shared.values():
+            shared.feed = self._feed(shared.body, shared.feed.task, shared.feed.total)
 
     def place(self, trial: str, source: tuple[str, int] | None) -> Place:
         """Take the trial's folder; find where it goes on from: its newest commit, or `source`, another's (id, step)."""
@@ -136,6 +167,10 @@ class PackRank:
         members = {trial: self._members[trial][1] for trial in trials}
         shared = self._shared[self._members[trials[0]][0]]
         until = self.next_stop(trials)
+        if isinstance(shared.feed, ReusingFeed):
+            with shared.clock("fill"):
+                first = next(iter(members.values())).state.step
+                shared.feed.prepare(first, until, {member.learner.base for member in members.values()})
         train(list(members.values()), shared.feed, self._ranks, shared.bad_rows, None, shared.clock, until)
         for member in members.values():
             member.error = member.error or member.recorder.close()
@@ -181,15 +216,25 @@ class PackRank:
         weights = checkpoint.verified(start, commit, ["weights.safetensors"])["weights.safetensors"]
         body.module.load_state_dict(decode_weights(weights))
         task = task_of(config, facts, self._index, self._job.task_cpus, self._ranks.world)
-        feed = Feed(task, body.prefix, self._device, self._ranks, task.plan.steps(config.train.epochs))
+        feed = self._feed(body, task, task.plan.steps(config.train.epochs))
         index, budget = self._index, config.data.bad_image_budget
         return Shared(body, feed, BadRows(task.table, len(index.manifest), len(index.quarantine), budget), Clock())
+
+    def _feed(self, body: Body, task: Task, total: int) -> Feed:
+        choices = self._keeping.choices
+        if all(choice == "share" for choice in choices.values()):
+            return Feed(task, body.prefix, self._device, self._ranks, total)
+        reuse = Reuse(self._cache, choices, self._keeping.turn, self._keeping.turns)
+        identity = {depth: body.identity(depth) for depth in choices}
+        return ReusingFeed(task, body.prefix, self._device, self._ranks, total, identity, reuse)
 
     def _forget(self) -> None:
         """Drop networks and streams that no trial uses, the oldest first, beyond a few."""
         used = {key for key, _ in self._members.values()}
         for key in [key for key in self._shared if key not in used][: max(0, len(self._shared) - _KEPT_SHARED)]:
-            del self._shared[key]
+            feed = self._shared.pop(key).feed
+            if isinstance(feed, ReusingFeed):
+                feed.close()
 
 
 def _outcome(member: Member) -> dict[str, Any]:

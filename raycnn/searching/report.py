@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from raycnn.results.report import _columns as columns
-from raycnn.results.report import _metrics as metrics_table
-from raycnn.results.report import _number as number
-from raycnn.results.report import _printable as printable
-from raycnn.results.report import _table as aligned
+from raycnn.results.report import columns, metrics_table, number, printable
+from raycnn.results.report import table as aligned
 
 _WIDTH = 100
 _MAX_TRIALS = 20

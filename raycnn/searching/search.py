@@ -10,12 +10,15 @@ from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index
 from raycnn.errors import ConfigError, ObjectNotFound, Preempted
 from raycnn.searching.answer import goal
+from raycnn.searching.costs import describe
+from raycnn.searching.former import Former
 from raycnn.searching.pictures import heat_map, learning_curves
 from raycnn.searching.records import TrialRecord
+from raycnn.searching.refit import refit
 from raycnn.searching.space import check
 from raycnn.searching.summary import overview, yaml_of
-from raycnn.searching.trials import Trials
-from raycnn.searching.winner import keep, pick, test_metrics
+from raycnn.searching.trials import Trials, pin
+from raycnn.searching.winner import keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.fit import Show
@@ -34,19 +37,25 @@ def settings_of(config: Config) -> Config:
     if mode != natural:
         raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
     check(config)
+    if config.search.refit and config.train.patience:
+        fix = "leave it out, or set search.refit: false"
+        raise ConfigError("a refit has no validation rows to stop early by", where="train.patience", fix=fix)
     return load_config(config, {"train.metric": metric})
 
 
-def former_result(store: Store) -> dict[str, Any] | None:
-    """What a search that has ended found; None while it has not."""
+def ended_result(config: Config, store: Store) -> dict[str, Any] | None:
+    """What a search that has ended found; None while it has not. CheckpointError if it was another search."""
     try:
         result: dict[str, Any] = json.loads(store.get(RESULT))
     except ObjectNotFound:
         return None
+    pin(store, config)
     return result
 
 
-def search(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
+def search(
+    config: Config, store: Store, index: Index, lease: Lease, show: Show, former: Former | None = None
+) -> dict[str, Any]:
     """Search in the run's folder `store`, from where an interrupted search left off. Needs an initialised Ray.
 
     Args:
@@ -55,6 +64,7 @@ def search(config: Config, store: Store, index: Index, lease: Lease, show: Show)
         index: the pinned index.
         lease: of the run, held by this process.
         show: called with news.
+        former: the search before this one; its best settings are tried first, and its winner is what to beat.
 
     Returns:
         `overview` of the trials, and {best, prefix, confirm, test, against_former, files, seconds}.
@@ -64,7 +74,7 @@ def search(config: Config, store: Store, index: Index, lease: Lease, show: Show)
         RaycnnError: as the search ends.
     """
     started = time.monotonic()
-    trials = Trials(config, store, index, lease, show)
+    trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
     found = trials.run()
     if trials.leaving.is_set() and not trials.over_budget:
         raise Preempted("everything is kept", where=store.uri, fix="the same command continues the search")
@@ -72,8 +82,11 @@ def search(config: Config, store: Store, index: Index, lease: Lease, show: Show)
     winner, confirm = pick(config, store, found)
     result = {**overview(found, config), "best": None, "confirm": confirm, "test": None, "against_former": None}
     if winner:
+        if config.search.refit and not trials.over_budget:
+            winner = refit(config, store, index, winner, show)
         commit = keep(store, lease, winner)
-        result["test"] = {"metrics": test_metrics(config, store, commit)}
+        tested, result["against_former"] = look_at_test(config, store, commit, index, former)
+        result["test"] = tested and {"metrics": tested}
         result["best"] = {
             "id": winner.record.id,
             "config": winner.record.values,
@@ -91,14 +104,20 @@ def search(config: Config, store: Store, index: Index, lease: Lease, show: Show)
 def shared_work(trials: Trials, found: list[TrialRecord]) -> dict[str, Any]:
     """What the trials shared: passes over the images against their own epochs."""
     rows = sum(max(counter["rows"].values(), default=0) for counter in trials.counters)
-    seconds = {phase: sum(c["seconds"].get(phase, 0.0) for c in trials.counters) for phase in ("data", "prefix")}
+    seconds = sum(c["seconds"].get(phase, 0.0) for c in trials.counters for phase in ("data", "prefix", "fill"))
+    epochs = {each.id: each.evaluations[-1].epochs for each in found if each.evaluations}
+    alone = sum(
+        epochs[each.id] * trials.plan.num_rows * trials.seconds_per_image(each.values)
+        for each in found
+        if each.id in epochs
+    )
     return {
         "passes": round(rows / max(1, trials.plan.num_rows), 3),
-        "trial_epochs": round(sum(each.evaluations[-1].epochs for each in found if each.evaluations), 3),
-        "cuts": [],
-        "cached_bytes": 0,
-        "seconds": round(sum(seconds.values()), 1),
-        "seconds_saved": None,
+        "trial_epochs": round(sum(epochs.values()), 3),
+        "cuts": describe(trials.costs, trials.choices),
+        "cached_bytes": trials.kept_bytes,
+        "seconds": round(seconds, 1),
+        "seconds_saved": round(alone - seconds, 1),
     }
 
 

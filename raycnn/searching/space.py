@@ -67,6 +67,14 @@ def options(distribution: Distribution) -> Sequence[Any]:
     return [_number(value) for value in (distribution.choice or distribution.grid or ())]
 
 
+def depths(config: Config) -> list[Any]:
+    """Every unfreezing depth that trials may have."""
+    distribution = config.search.space.get("model.unfreeze")
+    if distribution is None:
+        return [config.model.model_dump(mode="json")["unfreeze"]]
+    return list(options(distribution))
+
+
 def multiples(quniform: tuple[float, float, float]) -> tuple[int, int]:
     """The first and the last multiple of the step within the bounds, as `ray.tune.quniform` counts them."""
     low, high, step = quniform

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import ray
 
-from raycnn.config import Config
+from raycnn.config import Config, load_config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
@@ -18,19 +18,21 @@ from raycnn.errors import CheckpointError, DataError, PreconditionFailed
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
-from raycnn.searching.crew import crew_of, size_crew
-from raycnn.searching.rank import PackJob
+from raycnn.searching.costs import Costs, CutCost, Uses, choose, kept_bytes
+from raycnn.searching.crew import crew_of, fit_memory, size_crew
+from raycnn.searching.rank import Keeping, PackJob
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
 from raycnn.searching.shared import write_start
-from raycnn.searching.space import num_trials
+from raycnn.searching.space import depths, num_trials
 from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.due import evaluation_due
 from raycnn.training.fit import Show, asked_to_leave
 from raycnn.training.metrics import Mode
+from raycnn.training.phases import deepest
 from raycnn.training.run import create_run
 
 _PLAN: Final = "search/search.json"
@@ -47,6 +49,7 @@ class Trials:
         index: the pinned index.
         lease: of the run, held by this process.
         show: called with news.
+        first: settings to try before all others.
     """
 
     config: Config
@@ -54,6 +57,7 @@ class Trials:
     index: Index
     lease: Lease
     show: Show
+    first: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
@@ -75,8 +79,9 @@ class Trials:
         self.crew = size_crew(config, total, ray.cluster_resources())  # type: ignore[no-untyped-call]
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
         with asked_to_leave() as self.leaving, crew_of(job, self.crew) as packs:
+            self._weigh(list(packs.values()), total)
             known = records.read_all(self.store)
-            sampler = Sampler(config.search, self.metric, self.mode)
+            sampler = Sampler(config.search, self.metric, self.mode, self.first)
             stage = Stage("search", total, sampler.values, self._cost)
             scheduler = build(config.search, self.metric, self.mode, self._num_evaluations(), known)
             known = self._stage(stage, scheduler, packs, known)
@@ -84,6 +89,25 @@ class Trials:
                 known = self._confirm(packs, known)
             self.counters = [ray.get(pack.counters.remote()) for pack in packs.values()]
         return known
+
+    def _weigh(self, packs: list[Any], total: int) -> None:
+        """Measure on one pack; decide what all keep, and how many trials memory holds."""
+        config = self.config
+        self._start_weights(config)
+        values = [{"model.unfreeze": depth} for depth in depths(config)]
+        self.costs: Costs = ray.get(packs[0].measure.remote(values))
+        waves = -(-total // self.crew.concurrent)
+        epochs = config.train.epochs if config.augment.random else 1.0
+        views = round(self.plan.num_rows * epochs) + len(self.index.rows("val"))
+        on_node = -(-len(packs) // len(ray.nodes()))  # type: ignore[no-untyped-call]
+        uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
+        self.choices = choose(self.costs, uses, config.search.cache_bytes, config.search.reuse)
+        self.kept_bytes = kept_bytes(self.costs, self.choices, views)
+        memory = ray.cluster_resources()["memory"]  # type: ignore[no-untyped-call]
+        self.crew = fit_memory(self.crew, self.costs, memory)
+        ray.get([pack.keep.remote(Keeping(self.choices, n % on_node, on_node)) for n, pack in enumerate(packs)])
+        told = ", ".join(f"{choice} at depth {depth}" for depth, choice in sorted(self.choices.items()))
+        self.show({}, [f"of the frozen prefix: {told}"])
 
     def _confirm(self, packs: dict[str, Any], known: list[TrialRecord]) -> list[TrialRecord]:
         """Train the best few again; every configuration under the same fresh seeds."""
@@ -101,10 +125,7 @@ class Trials:
     def _stage(
         self, stage: Stage, scheduler: Any, packs: dict[str, Any], known: list[TrialRecord]
     ) -> list[TrialRecord]:
-        def prepare(config: Config) -> None:
-            write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))
-
-        board = Board(self.store, self.config, self.plan, self.mode, stage, list(packs), known, prepare)
+        board = Board(self.store, self.config, self.plan, self.mode, stage, list(packs), known, self._start_weights)
 
         def news() -> None:
             self.show({"phase": _progress(board, stage, self.metric, self.mode)}, [])
@@ -132,8 +153,21 @@ class Trials:
         every = self.config.train.eval_every
         return sum(evaluation_due(step, every, self.plan, total) for step in range(1, total + 1))
 
-    def _cost(self, depth: str) -> float:
-        return 1.0
+    def seconds_per_image(self, values: dict[str, Any]) -> float:
+        """What an image costs a trial that shares nothing, before its suffix."""
+        return self.costs.read_s + self._cut(values).prefix_s
+
+    def _cost(self, values: dict[str, Any]) -> float:
+        """Relative cost of a trial: a step of its suffix, and taking its input."""
+        cut = self._cut(values)
+        return cut.suffix_s + cut.take_s
+
+    def _cut(self, values: dict[str, Any]) -> CutCost:
+        base = deepest(load_config(self.config, values).model.unfreeze)
+        return self.costs.cuts[max(self.costs.cuts) if base == "all" else base]
+
+    def _start_weights(self, config: Config) -> None:
+        write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))
 
 
 def pin(store: Store, config: Config) -> None:

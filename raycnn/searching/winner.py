@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycnn.config import Config, load_config
-from raycnn.data.manifest import read_index
+from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
-from raycnn.results.evaluate import INDEX_COLUMNS, score, with_intervals
+from raycnn.results.evaluate import score, with_intervals
 from raycnn.searching.answer import best_evaluation, choose, confirmed, goal, ranking
+from raycnn.searching.former import Former
 from raycnn.searching.records import FOLDER, TrialRecord
 from raycnn.searching.summary import confirm_rows
-from raycnn.storage import Store, open_store
+from raycnn.storage import Store
 from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
-from raycnn.training.run import count_look, read_run
+from raycnn.training.run import count_look
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,17 @@ def keep(store: Store, lease: Lease, winner: Winner) -> Commit:
     return checkpoint.write(store, winner.commit.step, lease.epoch, files, facts, guard=lease.check)
 
 
-def test_metrics(config: Config, store: Store, commit: Commit) -> dict[str, Any]:
-    """Metrics of the winner on the test split, with intervals; run.json counts the look."""
-    facts = read_run(store)
-    assert facts is not None
-    index = read_index(open_store(config.run.storage), facts.index, columns=INDEX_COLUMNS)
+def look_at_test(
+    config: Config, store: Store, commit: Commit, index: Index, former: Former | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Metrics of the winner on the test split, with intervals, and how it does there against the former winner.
+
+    run.json counts the look. (None, None) without test rows.
+    """
     if not len(index.rows("test")):
-        return {}
+        return None, None
     count_look(store)
     config = load_config(config, {"evaluate.split": "test"})
-    return with_intervals(*score(config, store, commit, index))
+    logits_NK, labels_N, groups_N = score(config, store, commit, index)
+    against = former.compare(config, index, logits_NK.argmax(1) == labels_N) if former else None
+    return with_intervals(logits_NK, labels_N, groups_N), against

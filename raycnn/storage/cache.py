@@ -1,6 +1,7 @@
 """Rows of numbers kept on a node: computed once, read by all its processes and by the next search.
 
     FOLDER/raycnn-cache-UID/lock      held while a table is opened, fetched or evicted, never while rows are read or put
+    FOLDER/raycnn-cache-UID/turns     a byte of it is locked by the process that computes what the byte stands for
     FOLDER/raycnn-cache-UID/TABLE/    TABLE is the sha256 of name, shape and dtype
         keys                          32 bytes a slot: whose row it holds; replaced by rename, and only ever longer
         rows                          the bytes of the rows, slot by slot, allocated in advance
@@ -109,6 +110,25 @@ class Cache:
         if self.overflow is not None:
             with _overflow_errors(self.overflow):
                 push(self.overflow.child(table.name), table)
+
+    @contextlib.contextmanager
+    def turn(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """True inside if no other process of this node is at `name`; not to be nested.
+
+        With `wait` it is True as soon as the other one has left or died; without a usable folder it is always True.
+        """
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little")
+        with contextlib.ExitStack() as stack:
+            try:
+                with self._alone():
+                    file = stack.enter_context((self._home / "turns").open("ab"))
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                _log.warning("no turns are taken in %s: %s", self.folder, error)
+            yield True
 
     @property
     def _home(self) -> Path:

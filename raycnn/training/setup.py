@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,22 @@ class Body:
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         normalize = Normalize(facts.preprocessing).to(device)
         precision = choose_precision(config.train.precision, device)
+        self._facts, self._precision = facts, precision
         self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision)
+
+    def identity(self, depth: int) -> str:
+        """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
+
+        The weights before the cut, the network, the shape of a pass, precision, device and torch's version.
+        """
+        own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
+        digest = hashlib.sha256(repr((self._facts, self._precision, self.device.type, torch.__version__)).encode())
+        digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
+        for name, tensor in self.module.state_dict().items():
+            if name not in own:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
         """Trains this very network."""
@@ -73,11 +89,12 @@ def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float,
     """What `config` trains and validates on, read for a network of these facts."""
     rows = index.rows("train")
     seed = derive_seed(config.train.seed, "data")
+    augment = config.augment if config.augment.random else None
     plan = Plan(len(rows), config.train.global_batch, seed)
     return Task(
         plan=plan,
         table=rows,
-        reader=ImageReader.of(config.data, index.source, facts.preprocessing, augment=config.augment, seed=seed),
+        reader=ImageReader.of(config.data, index.source, facts.preprocessing, augment=augment, seed=seed),
         validation=index.rows("val"),
         scanner=ImageReader.of(config.data, index.source, facts.preprocessing),
         chunk=config.train.chunk,

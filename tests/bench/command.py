@@ -36,7 +36,7 @@ def config_of(source: Path, storage: Path, image_size: int = 32, **changes: Any)
 def timed(verb: str, config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
     """What `raycnn VERB --json` prints, and the seconds from the command to its end."""
     start = time.perf_counter()
-    printed = subprocess.run(_command(verb, config, folder), stdout=subprocess.PIPE, check=True).stdout
+    printed = subprocess.run(command_of(verb, config, folder), stdout=subprocess.PIPE, check=True).stdout
     return json.loads(printed), time.perf_counter() - start
 
 
@@ -45,7 +45,7 @@ def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, v
     store = open_store(config["run"]["storage"]).child(config["run"]["name"])
     found: dict[str, float] = {}
     start = time.perf_counter()
-    command = _command(verb, config, root)
+    command = command_of(verb, config, root)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as job:
         while job.poll() is None:
             time.sleep(0.1)
@@ -61,7 +61,7 @@ def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, v
     return found
 
 
-def _command(verb: str, config: dict[str, Any], folder: Path) -> list[str]:
+def command_of(verb: str, config: dict[str, Any], folder: Path) -> list[str]:
     path = folder / f"{verb}.yaml"
     path.write_text(json.dumps(config))
     return [sys.executable, "-m", "raycnn.cli", verb, str(path), "--json"]

@@ -15,7 +15,7 @@ from raycnn.cluster import available_cpus
 from raycnn.searching import records
 from raycnn.storage import open_store
 from tests.bench.case import DEPTHS, LEARNING_RATES, prepare_case, tree_of
-from tests.bench.command import Row, config_of, timed, watched
+from tests.bench.command import Row, command_of, config_of, timed, watched
 from tests.bench.pictures import write_tree
 
 PART = (3e-4,)
@@ -52,9 +52,8 @@ def search(root: Path, *, full: bool = False, check: bool = False) -> list[Row]:
         check: also whether the losses are those of plain training, bit by bit, with one thread.
     """
     case, slow = prepare_case(root), LEARNING_RATES if full else PART
-    found, ours = searched(root, "grid", scheduler="none")
-    starts = max(trial["start_seconds"] for trial in found["trials"])
-    _, asha = searched(root, "asha", scheduler="asha")
+    ours = searched(root, "grid", scheduler="none")
+    asha = searched(root, "asha", scheduler="asha")
     cached, alone, ray = ideal(case), unshared(case, slow), plain_ray(case, slow)
     rows = [
         against("the search, s", ours, "plain Ray", ray, ">= 8"),
@@ -62,7 +61,7 @@ def search(root: Path, *, full: bool = False, check: bool = False) -> list[Row]:
         against("the search, s", ours, "one after the other, nothing shared", alone, ">= 3"),
         ("the search against its parts, s", f"{ours.seconds:.0f}", f"{cached.seconds:.0f}: {cached.parts}",
          f"{ours.seconds / cached.seconds:.2f}", "<= 1.3"),
-        ("a trial from its start to its first step, s", f"{starts:.1f} at most", "-", "-", "<= 3"),
+        *first_steps(root),
         *waiting(root),
     ]  # fmt: skip
     if check:
@@ -83,10 +82,10 @@ def equal(what: str, ours: Side, theirs: Side) -> Row:
     return f"final validation losses equal to the last bit, {what}", f"{same}", f"of {len(common)}", "-", "all"
 
 
-def searched(root: Path, storage: str, **settings: Any) -> tuple[dict[str, Any], Side]:
+def searched(root: Path, storage: str, **settings: Any) -> Side:
     """`raycnn search` from the command to its end: Ray's start, the index, every trial."""
     tree = tree_of(root, storage, **settings)
-    result, seconds = timed("search", tree, root)
+    _, seconds = timed("search", tree, root)
     trials = records.read_all(open_store(tree["run"]["storage"]).child(tree["run"]["name"]))
     accuracies = [value for trial in trials for value in trial.values_of("accuracy") if value is not None]
     losses: Losses = {}
@@ -94,7 +93,7 @@ def searched(root: Path, storage: str, **settings: Any) -> tuple[dict[str, Any],
         loss = trial.values_of("loss")[-1] if trial.status == "finished" else None
         if loss is not None:
             losses[trial.values["optim.lr"], trial.values["model.unfreeze"]] = loss
-    return result, Side(seconds, max(accuracies), losses)
+    return Side(seconds, max(accuracies), losses)
 
 
 def plain_ray(case: Path, lrs: tuple[float, ...]) -> Side:
@@ -145,17 +144,44 @@ def told(module: str, *arguments: str, lrs: tuple[float, ...], **options: Any) -
     return json.loads(line)
 
 
+def small_search(root: Path, name: str, trials: int, **settings: Any) -> dict[str, Any]:
+    """A search on small pictures below `root`."""
+    tree = config_of(root / "small", root / name, image_size=64, **{"train.workers": 1})
+    tree["model"] = {"name": "timm/tf_efficientnet_lite0", "weights": "none", "unfreeze": 0}
+    rates = [1e-4 * (number + 1) for number in range(trials // len(DEPTHS))]
+    space = {"optim.lr": {"grid": rates}, "model.unfreeze": {"grid": DEPTHS}}
+    return tree | {"search": {"space": space, "confirm": [0, 0]} | settings}
+
+
+def first_steps(root: Path) -> list[Row]:
+    """Seconds from the record of a new trial to the commit of its first step, one trial at a time."""
+    write_tree(root / "small", 320, width=48, height=48)
+    tree = small_search(root, "first-steps", 6, concurrent=1, packs=1)
+    tree["train"]["checkpoint_every"] = 1
+    trials = root / "first-steps" / tree["run"]["name"] / records.FOLDER
+    begun: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    command = command_of("search", tree, root)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        while job.poll() is None:
+            time.sleep(0.02)
+            for trial in [path.name for path in trials.glob("*") if path.name not in seconds]:
+                begun.setdefault(trial, time.perf_counter())
+                if any(
+                    "step-00000000" not in str(path) for path in trials.glob(f"{trial}/checkpoints/*/MANIFEST.json")
+                ):
+                    seconds[trial] = time.perf_counter() - begun[trial]
+    first, *others = (seconds[trial] for trial in sorted(seconds))
+    figures = f"{max(others):.1f} at most, the first {first:.1f}"
+    return [("a trial from its start to the commit of its first step, s", figures, "-", "-", "<= 3")]
+
+
 def waiting(root: Path) -> list[Row]:
-    """Peak memory of a pack with few and with many trials waiting, four at a time, on small pictures."""
+    """Peak memory of a pack with few and with many trials waiting, four at a time."""
     write_tree(root / "small", 320, width=48, height=48)
     peaks = {}
     for count in (12, 48):
-        tree = config_of(root / "small", root / f"waiting-{count}", image_size=64)
-        tree["model"] = {"name": "timm/tf_efficientnet_lite0", "weights": "none", "unfreeze": 0}
-        tree["train"]["workers"] = 1
-        rates = [1e-4 * (number + 1) for number in range(count // len(DEPTHS))]
-        space = {"optim.lr": {"grid": rates}, "model.unfreeze": {"grid": DEPTHS}}
-        tree["search"] = {"space": space, "confirm": [0, 0], "concurrent": 4}
+        tree = small_search(root, f"waiting-{count}", count, concurrent=4)
         peaks[count] = watched(tree, root, verb="search")["pack"]
     name, ratio = "peak memory of a pack, 48 trials, four at a time, MB", peaks[48] / peaks[12]
     return [(name, f"{peaks[48]:.0f}", f"12 trials {peaks[12]:.0f}", f"{ratio:.2f}", "flat")]

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from raycnn.searching import records
 from raycnn.storage import open_store
 from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
@@ -61,8 +62,8 @@ def start(config):
     jobs = []
     with tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp") as scratch:  # short: Ray puts sockets below it
 
-        def begin(*flags):
-            command = [sys.executable, "-m", "raycnn.cli", "train", str(config), "--json", *flags]
+        def begin(*flags, verb="train"):
+            command = [sys.executable, "-m", "raycnn.cli", verb, str(config), "--json", *flags]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             jobs.append(
                 subprocess.Popen(command, **pipes, start_new_session=True, env=os.environ | {"TMPDIR": scratch})
@@ -125,3 +126,33 @@ def test_sigterm_commits_and_leaves_with_75(start, bucket):
     assert result["steps"] >= before
     assert checkpoint.latest(store, None).step == result["steps"]
     assert err.splitlines()[-1] == "preempted: everything is committed; the same command continues"
+
+
+SPACE = ["--search.space", "{optim.lr: {grid: [0.001, 0.002, 0.004, 0.008]}}", "--search.concurrent", "2"]
+
+
+def test_killed_search_and_the_same_command_again_end_with_the_same_answer(start, bucket):
+    command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "20"]
+    whole, err = finish(start(*command, verb="search"))
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 15, err  # no noise
+
+    store = open_store(f"s3://{bucket}/runs/killed")
+    job = start(*command, "--run.name", "killed", verb="search")
+    while not (known := records.read_all(store)) or known[-1].id < "0002" or not known[-1].evaluations:
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.1)
+    tree = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    psutil.wait_procs(tree, timeout=30)
+    again, _ = finish(start(*command, "--run.name", "killed", verb="search"))
+
+    assert again["best"]["metrics"] == whole["best"]["metrics"]
+    undisturbed = open_store(f"s3://{bucket}/runs/whole")
+    ended = {record.id for record in known if record.status != "running"}
+    assert ended
+    for number in range(4):
+        trial = f"search/trials/{number:04d}"
+        assert final_hashes(store.child(trial)) == final_hashes(undisturbed.child(trial))
+        starts = read_lease(store.child(trial)).epoch
+        assert starts == (1 if f"{number:04d}" in ended else 2) or not store.folders(trial)

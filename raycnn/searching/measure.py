@@ -1,0 +1,89 @@
+"""Times what trials of a search will do over and over, on the device that will do it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycnn.config import Config
+from raycnn.searching.costs import Costs, CutCost
+from raycnn.searching.kept import to_rows
+from raycnn.storage.cache import Cache
+from raycnn.training.device import to_device
+from raycnn.training.feed import Task
+from raycnn.training.setup import Body
+
+
+def measure(configs: Sequence[Config], body: Body, task: Task, world: int, cache: Cache) -> Costs:  # all ranks
+    """Costs of reading, of the prefix to each config's cut, and of a step of its suffix; trains nothing that is kept.
+
+    Args:
+        configs: one for each depth.
+        body: the network.
+        task: what the trials read.
+        world: ranks of the pack.
+        cache: where activations would be kept.
+    """
+    rows = np.arange(task.chunk, dtype=np.int64) % task.plan.num_rows
+    images_NHWC, _ = task.reader.read(task.table, rows, np.zeros_like(rows))
+    read_s = _seconds(lambda: task.reader.read(task.table, rows, np.zeros_like(rows)))
+    images = to_device(images_NHWC, body.device)
+    cuts: dict[int, CutCost] = {}
+    for config in configs:
+        learner = body.copied_learner(config, world, None)
+        base = learner.base
+        if base in cuts:
+            continue
+        tap = body.prefix.taps(images, [base])[base]
+        batch = config.train.global_batch // world
+        inputs = tap[torch.arange(batch, device=tap.device) % len(tap)]
+        labels = torch.zeros(batch, dtype=torch.int64, device=tap.device)
+        learner.enter(base)
+
+        def step(learner: Any = learner, inputs: Any = inputs, labels: Any = labels) -> None:
+            learner.backward(inputs, labels, labels == 0, len(labels))
+            learner.step(1e-6)
+
+        prefix_s = _seconds(lambda base=base: body.prefix.taps(images, [base]))  # type: ignore[misc]
+        keep_s, take_s = _cache_seconds(cache, to_rows(tap), base)
+        state = sum(p.numel() * p.element_size() for group in learner.optimizer.param_groups for p in group["params"])
+        cuts[base] = CutCost(
+            prefix_s=prefix_s / len(rows),
+            suffix_s=_seconds(step) / batch,
+            bytes=to_rows(tap)[0].nbytes,
+            keep_s=keep_s / len(rows),
+            take_s=take_s / len(rows),
+            trial_bytes=4 * state,
+        )
+    body.prefix.rows.clear()
+    return Costs(read_s / len(rows), images_NHWC[0].nbytes, cuts, _memory(body.device))
+
+
+def _cache_seconds(cache: Cache, rows: Any, depth: int) -> tuple[float, float]:
+    keys = np.frombuffer(np.random.default_rng(depth).bytes(32 * len(rows)), np.uint8).reshape(-1, 32)
+    table = cache.table("measure", keys, rows.shape[1:], rows.dtype)
+    if table is None:  # nothing can be kept
+        return float("inf"), float("inf")
+    ids = np.arange(len(rows))
+    try:
+        return _seconds(lambda: table.put(ids, rows)), _seconds(lambda: table.get(ids))
+    finally:
+        table.close()
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

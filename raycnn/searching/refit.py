@@ -1,0 +1,65 @@
+"""The chosen configuration trained on training and validation rows together, for the steps that the search found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from raycnn.config import Config, load_config
+from raycnn.data.manifest import Index, content_hash, write_index
+from raycnn.searching.winner import Winner
+from raycnn.storage import Store
+from raycnn.training import checkpoint
+from raycnn.training.fit import Show, fit, hold
+
+FOLDER = "search"
+NAME = "refit"
+
+
+def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show) -> Winner:
+    """Train at full width, from the winner's starting weights; goes on if it was interrupted. Needs an initialised Ray.
+
+    Returns:
+        The winner with the new commit; its metrics are still those of the validation rows.
+
+    Raises:
+        RaycnnError: as the run ends.
+    """
+    both = joined(index)
+    write_index(both, store.child(FOLDER))
+    rows = len(both.rows("train"))
+    settings = {
+        **winner.record.values,
+        "run.storage": f"{store.uri}/{FOLDER}",
+        "run.name": NAME,
+        "train.epochs": winner.commit.step * config.train.global_batch / rows,
+        "train.workers": full_width(config, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+    }
+    folder = store.child(f"{FOLDER}/{NAME}")
+    with hold(folder) as lease:
+        fit(load_config(config, settings), folder, both, lease, show)
+    commit = checkpoint.latest(folder, None)
+    assert commit is not None
+    return replace(winner, folder=folder, commit=commit)
+
+
+def joined(index: Index) -> Index:
+    """The index with its validation rows among the training rows."""
+    split = index.manifest["split"]
+    merged = pc.if_else(pc.equal(split, "val"), "train", split)
+    manifest = index.manifest.set_column(index.manifest.schema.get_field_index("split"), "split", merged)
+    manifest = manifest.cast(index.manifest.schema).sort_by(
+        [("split", "ascending"), ("label", "ascending"), ("key", "ascending"), ("offset", "ascending")]
+    )
+    table: pa.Table = manifest.combine_chunks()
+    return replace(index, hash=content_hash(table, index.kind, index.classes), manifest=table)
+
+
+def full_width(config: Config, resources: dict[str, Any]) -> int:
+    """The most workers that divide the global batch, one for each GPU, or core that a rank computes with."""
+    places = int(resources.get("GPU", 0)) or max(1, int(resources["CPU"] // config.train.threads))
+    return max(n for n in range(1, places + 1) if config.train.global_batch % n == 0)

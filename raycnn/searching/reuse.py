@@ -1,0 +1,187 @@
+"""A feed that computes what the frozen prefix says of an image once per node, then takes it from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raycnn.data.dataset import Batch, Order, ScanOrder, TrainOrder, batches_per_block, stream
+from raycnn.data.reader import ImageReader
+from raycnn.searching.kept import PIXELS, Array, Forms, Int64s, Kept, from_rows, to_rows
+from raycnn.storage.cache import Cache
+from raycnn.training.device import to_device
+from raycnn.training.feed import Feed, Task
+from raycnn.training.prefix import Prefix
+from raycnn.training.ranks import Ranks
+
+Choice = Literal["share", "activations", "pixels"]
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What of an image is kept, and where.
+
+    Args:
+        cache: of this node.
+        choices: for each depth that trials train at; one without a choice is shared.
+        turn: which part of a segment this pack computes first.
+        turns: parts that the packs of a search divide a segment into.
+    """
+
+    cache: Cache
+    choices: Mapping[int, Choice]
+    turn: int = 0
+    turns: int = 1
+
+
+@dataclass(frozen=True)
+class KeptBatch(Batch):
+    """A batch from the cache, with the inputs of the suffixes by depth; it has images where pixels are kept."""
+
+    taps: dict[int, Tensor] = field(default_factory=dict)
+
+
+class ReusingFeed(Feed):
+    """A feed whose segments are computed once per node, by all packs that need them together.
+
+    Args:
+        identity: what the prefix's outputs depend on beside the image and its view, for a depth.
+        reuse: what is kept.
+    """
+
+    def __init__(
+        self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int,
+        identity: Mapping[int, str], reuse: Reuse,
+    ) -> None:  # fmt: skip
+        super().__init__(task, prefix, device, ranks, total)
+        self._identity, self._reuse = identity, reuse
+        self._depths: tuple[int, ...] = ()
+        self._dtypes: dict[int, torch.dtype] = {}
+        self._train: Kept | None = None
+        self._val: Kept | None = None
+
+    def prepare(self, start: int, stop: int, depths: Collection[int]) -> None:
+        """Have what is to be kept for the steps [start, stop) and the validation rows in the cache."""
+        if tuple(sorted(depths)) != self._depths:
+            self._open(tuple(sorted(depths)))
+        if self._train is None or self._val is None:
+            return
+        task, world, turns = self.task, self._world, self._reuse.turns
+        self._train.close(set(task.plan.share(start, self._rank, world, stop - start)[1].tolist()))
+        for turn in self._turns(f"train {start} {stop}"):
+            order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
+            self._fill(self._train, task.reader, task.table, order)
+        for turn in self._turns("val"):
+            scan = self._scan(self._rank + world * turn, world * turns)
+            self._fill(self._val, task.scanner, task.validation, scan)
+
+    def batch(self, step: int) -> Batch:
+        """From the cache if all of it is there, else from the stream."""
+        share = self.task.plan.share(step, self._rank, self._world)
+        return self._kept(self._train, *share) or super().batch(step)
+
+    def validation(self) -> Iterator[Batch]:
+        """As Feed.validation, from the cache if all of it is there."""
+        order = self._scan(self._rank, self._world)
+        parts = list(_parts(order))
+        if self._val is None or not all(self._val.there(*part) for part in parts):
+            yield from super().validation()
+            return
+        for part in parts:
+            batch = self._kept(self._val, *part)
+            if batch is None:
+                raise RuntimeError("a row of the cache was damaged; it is computed again at the next start")
+            yield batch
+
+    def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:
+        """What the batch brought along; the rest through the prefix."""
+        taps = batch.taps if isinstance(batch, KeptBatch) else {}
+        missing = [depth for depth in depths if depth not in taps]
+        return {**taps, **(super().inputs(batch, missing) if missing else {})}
+
+    def close(self) -> None:
+        """Let go of the cache."""
+        for kept in filter(None, (self._train, self._val)):
+            kept.close()
+        self._train = self._val = None
+
+    def _open(self, depths: tuple[int, ...]) -> None:
+        self.close()
+        self._depths = depths
+        choices = {depth: self._reuse.choices.get(depth, "share") for depth in depths}
+        kept = [depth for depth, choice in choices.items() if choice == "activations"]
+        size = self.task.reader.preprocessing.image_size
+        taps = self.prefix.taps(to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device), kept)
+        self._dtypes = {depth: tap.dtype for depth, tap in taps.items()}
+        rows = {str(depth): to_rows(tap) for depth, tap in taps.items()}
+        forms: Forms = {name: (array.shape[1:], array.dtype) for name, array in rows.items()}
+        if "pixels" in choices.values():
+            forms = {**forms, PIXELS: ((size, size, 3), np.dtype(np.uint8))}
+        if not forms or "share" in choices.values():  # a pass for one depth is a pass for all
+            return
+        self._train = self._tables(forms, self.task.reader, train=True)
+        self._val = self._tables(forms, self.task.scanner, train=False)
+
+    def _tables(self, forms: Forms, reader: ImageReader, *, train: bool) -> Kept:
+        view = hashlib.sha256(repr(replace(reader, source="", fetch_threads=0)).encode()).hexdigest()
+        names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()}
+        names |= {PIXELS: view, "reasons": view}
+        table = self.task.table if train else self.task.validation
+        return Kept(self._reuse.cache, table, names, forms, random=train and reader.augment is not None)
+
+    def _scan(self, rank: int, world: int) -> ScanOrder:
+        chunk = self.task.chunk
+        return ScanOrder(len(self.task.validation), chunk, batches_per_block(chunk), rank, world)
+
+    def _fill(self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order) -> None:
+        parts = list(_parts(order))
+        if all(kept.there(*part) for part in parts):
+            return
+        batches = stream(reader, table, order, task_cpus=self.task.task_cpus)
+        for part, batch in zip(parts, batches, strict=True):
+            values: dict[str, Array] = {}
+            if self._dtypes:
+                taps = super().inputs(batch, self._dtypes)
+                values = {str(depth): to_rows(tap) for depth, tap in taps.items()}
+            if PIXELS in kept.names:
+                values[PIXELS] = batch.images_NHWC
+            kept.put(batch, *part, values)
+
+    def _kept(self, kept: Kept | None, ids: Int64s, epochs: Int64s) -> KeptBatch | None:
+        found = None if kept is None else kept.get(ids, epochs)
+        if found is None:
+            return None
+        batch, values = found
+        images = values.pop(PIXELS, batch.images_NHWC)
+        taps = {int(name): from_rows(rows, self._dtypes[int(name)]).to(self.device) for name, rows in values.items()}
+        return KeptBatch(images, batch.rows, batch.failures, taps)
+
+    def _turns(self, segment: str) -> Iterator[int]:
+        """The parts of a segment: first those that no other pack computes, then those that one did, or left undone."""
+        cache, turns = self._reuse.cache, self._reuse.turns
+        identity = hashlib.sha256(repr((sorted(self._identity.items()), segment, self._rank)).encode()).hexdigest()
+        late = []
+        for number in range(turns):
+            turn = (self._reuse.turn + number) % turns
+            with cache.turn(f"{identity}/{turn}", wait=False) as mine:
+                if mine:
+                    yield turn
+                else:
+                    late.append(turn)
+        for turn in late:
+            with cache.turn(f"{identity}/{turn}", wait=True):
+                yield turn
+
+
+def _parts(order: Order) -> Iterator[tuple[Int64s, Int64s]]:
+    """(rows, epochs) of each batch of an order."""
+    for number in range(order.num_blocks):
+        rows, epochs = order.block(number)
+        yield from zip(rows.reshape(-1, order.batch_rows), epochs.reshape(-1, order.batch_rows), strict=True)
