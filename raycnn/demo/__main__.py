@@ -20,7 +20,7 @@ from raycnn.demo.server import ObjectServer
 from raycnn.errors import Preempted, RaycnnError
 from raycnn.progress import Progress, quiet_logs
 
-RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "solar.yaml"
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 
 def main() -> None:
@@ -69,9 +69,11 @@ def run(folder: Path, server: ObjectServer) -> None:
             predicted = verbs.predict(handful(folder, server, config))
         with phase("probe", "frozen probe: logistic regression on pooled pretrained features, same rows"):
             probe = frozen_probe(config, Path(index["manifest"]).parent.name)
+        with phase("search", "a small search of learning rates and unfreezing depths"):
+            searched = verbs.search(RECIPES / "solar-search.yaml", show=progress.show)
     finally:
         ray.__exit__(None, None, None)
-    show(config, folder, trained, evaluation, predicted, probe, seconds)
+    show(config, folder, trained, evaluation, predicted, probe, searched, seconds)
 
 
 def upload(folder: Path, server: ObjectServer) -> Config:
@@ -83,7 +85,7 @@ def upload(folder: Path, server: ObjectServer) -> Config:
     server.make_bucket("solar")
     data.upload(data.fetch(folder / "downloads"), open_store("s3://solar/cells"))
     open_store("s3://solar/weights").put("tf_efficientnet_lite0.safetensors", encode_weights(lite0_weights()))
-    return load_config(RECIPE)
+    return load_config(RECIPES / "solar.yaml")
 
 
 def handful(folder: Path, server: ObjectServer, config: Config) -> Config:
@@ -119,10 +121,12 @@ def show(
     evaluation: dict[str, Any],
     predicted: dict[str, Any],
     probe: dict[str, float | None],
+    searched: dict[str, Any],
     seconds: dict[str, float],
 ) -> None:
     """The one table, and where everything lies."""
     from raycnn.results.report import render
+    from raycnn.searching.report import render as render_search
 
     print(render(evaluation, seconds=seconds, beside={"frozen probe": probe}))
     root = f"{config.run.storage}/{config.run.name}"
@@ -133,8 +137,9 @@ def show(
         f"checkpoints  {root}/checkpoints (the table is step {evaluation['step']}'s)\n"
         f"curves       {root}/metrics.jsonl, {root}/events (TensorBoard)\n"
         f"predictions  {predicted['output']}\n"
-        f"objects      {folder / 'objects'} (the store is stopped; `make demo` starts it again)"
+        f"objects      {folder / 'objects'} (the store is stopped; `make demo` starts it again)\n"
     )
+    print(render_search(searched))
 
 
 if __name__ == "__main__":

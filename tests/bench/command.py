@@ -11,8 +11,6 @@ from typing import Any
 
 import psutil
 
-from raycnn.storage import open_store
-
 Row = tuple[str, str, str, str, str]
 """What was measured, raycnn's figure, what it is held against, their ratio, the goal."""
 
@@ -40,9 +38,8 @@ def timed(verb: str, config: dict[str, Any], folder: Path) -> tuple[dict[str, An
     return json.loads(printed), time.perf_counter() - start
 
 
-def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, verb: str = "train") -> dict[str, float]:
-    """Peak MB by kind of process, the seconds, and those to the first commit after step 0."""
-    store = open_store(config["run"]["storage"]).child(config["run"]["name"])
+def watched(config: dict[str, Any], root: Path, *, verb: str = "train") -> dict[str, float]:
+    """Peak MB by kind of process, and the seconds."""
     found: dict[str, float] = {}
     start = time.perf_counter()
     command = command_of(verb, config, root)
@@ -50,12 +47,7 @@ def watched(config: dict[str, Any], root: Path, *, until_step_1: bool = False, v
         while job.poll() is None:
             time.sleep(0.1)
             _sample(psutil.Process(job.pid), found)
-            keys = [entry.key for entry in store.list("checkpoints/")] if until_step_1 else []
-            if any("step-00000001" in key and key.endswith("MANIFEST.json") for key in keys):
-                found["first_step"] = time.perf_counter() - start
-                job.terminate()
-                break
-        if job.wait() and "first_step" not in found:
+        if job.returncode:
             raise subprocess.CalledProcessError(job.returncode, command)
     found["seconds"] = time.perf_counter() - start
     return found
