@@ -298,6 +298,8 @@ class SearchConfig(Section):
     """Folder of each node that activations are kept in; default: below the system's temporary folder."""
     cache_bytes: Annotated[int, Field(ge=0)] = 8 << 30
     """Bytes that each node keeps at most; the least recently used goes first."""
+    cache_upload: bool = False
+    """Keep it below run.storage too, for other nodes and for the next search on new machines."""
     budget_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the search ends with what it has."""
     budget_gpu_hours: Annotated[float, Field(gt=0)] | None = None

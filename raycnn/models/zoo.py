@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
 import torch
-import torchvision.models
 from torch import nn
 
 from raycnn.data.transforms import Preprocessing
@@ -74,7 +74,7 @@ def preprocessing(name: str) -> Preprocessing:
     if zoo == "reference":
         return reference.PREPROCESSING
     if zoo == "torchvision":
-        view = torchvision.models.get_model_weights(short).DEFAULT.transforms()
+        view = _torchvision().get_model_weights(short).DEFAULT.transforms()
         size, resized = view.crop_size[0], view.resize_size[0]
         return Preprocessing(size, size / resized, view.interpolation.value, tuple(view.mean), tuple(view.std))
     config = _timm().get_pretrained_cfg(short)
@@ -99,13 +99,13 @@ def create(name: str, num_classes: int | None = None, *, pretrained: bool = Fals
         options |= {"aux_logits": False, "transform_input": True}
         options |= {} if pretrained else {"init_weights": True}
     weights = "DEFAULT" if pretrained else None
-    return _as_module(torchvision.models.get_model(short, weights=weights, **options))
+    return _as_module(_torchvision().get_model(short, weights=weights, **options))
 
 
 def names(zoo: str) -> list[str]:
     """All names of one zoo (torchvision, timm or reference), without the zoo."""
     if zoo == "torchvision":
-        return list(torchvision.models.list_models(module=torchvision.models))
+        return list(_torchvision().list_models(module=_torchvision()))
     return list(_timm().list_models()) if zoo == "timm" else list(reference.NETWORKS)
 
 
@@ -129,6 +129,11 @@ def _unknown(name: str, zoo: str, known: Iterable[str]) -> ConfigError:
     meant = " or ".join(f"{zoo}/{other}" for other in close)
     fix = f"did you mean {meant}?" if close else f"see the documentation of {zoo} for its names"
     return ConfigError(f"unknown network {name!r}", where="model.name", fix=fix)
+
+
+def _torchvision() -> ModuleType:
+    models: ModuleType = importlib.import_module("torchvision.models")  # as long as all else that a worker imports
+    return models
 
 
 def _timm() -> ModuleType:

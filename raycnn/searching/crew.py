@@ -13,7 +13,7 @@ from raycnn.config import Config
 from raycnn.errors import ConfigError
 from raycnn.searching.costs import Costs
 from raycnn.searching.pack import Pack, Peer
-from raycnn.searching.rank import PackJob
+from raycnn.searching.shares import PackJob
 
 CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
@@ -97,6 +97,7 @@ def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
             peers += own
         ray.get([pack.ready.remote() for pack in packs.values()])
         yield packs
+        ray.get([pack.close.remote() for pack in packs.values()])
     finally:
         for actor in (*packs.values(), *peers):
             ray.kill(actor)

@@ -15,8 +15,9 @@ import torch
 
 from raycnn.errors import RaycnnError, encode_error
 from raycnn.searching.costs import Costs
-from raycnn.searching.rank import Keeping, PackJob, PackRank
+from raycnn.searching.rank import PackRank
 from raycnn.searching.seating import Seating
+from raycnn.searching.shares import Keeping, PackJob
 from raycnn.training.ranks import Ranks
 
 Outcome = dict[str, Any]
@@ -78,17 +79,21 @@ class Pack:
         self._order(lambda: self._everywhere("drop", trial))
 
     def measure(self, values: list[dict[str, Any]]) -> Costs:
-        """See PackRank.measure; of rank 0."""
+        """See Shares.measure; of rank 0."""
         costs: Costs = self._order(lambda: self._everywhere("measure", values))
         return costs
 
     def keep(self, keeping: Keeping) -> None:
-        """See PackRank.keep."""
+        """See Shares.keep."""
         self._order(lambda: self._everywhere("keep", keeping))
 
+    def close(self) -> None:
+        """See Shares.close; the last call."""
+        self._order(lambda: self._everywhere("close"))
+
     def counters(self) -> dict[str, Any]:
-        """See PackRank.counters; of rank 0."""
-        counters: dict[str, Any] = self._order(self._rank.counters)
+        """See Shares.counters; of rank 0."""
+        counters: dict[str, Any] = self._order(self._rank.shares.counters)
         return counters
 
     def _order(self, work: Callable[[], Any]) -> Any:
@@ -151,7 +156,7 @@ class Pack:
         import ray
 
         others = [peer.do.remote(method, *arguments) for peer in self._peers]
-        found = getattr(self._rank, method)(*arguments)
+        found = self._rank.do(method, *arguments)
         ray.get(others)
         return found
 
@@ -169,7 +174,7 @@ class Peer:
 
     def do(self, method: str, *arguments: Any) -> None:
         """Call a method of its PackRank."""
-        getattr(self._rank, method)(*arguments)
+        self._rank.do(method, *arguments)
 
 
 def _carry_out(done: Future[Any], work: Callable[[], Any]) -> None:

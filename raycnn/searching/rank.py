@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, read_index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
-from raycnn.searching.costs import Choice, Costs
-from raycnn.searching.measure import measure
 from raycnn.searching.records import FOLDER
-from raycnn.searching.reuse import Reuse, ReusingFeed
-from raycnn.searching.shared import share_key, start_folder
+from raycnn.searching.reuse import ReusingFeed
+from raycnn.searching.shared import share_key
+from raycnn.searching.shares import PackJob, Shares
 from raycnn.storage import Store, open_store
-from raycnn.storage.cache import Cache
 from raycnn.storage.lease import LeaseRecord, adopt
 from raycnn.training import checkpoint
-from raycnn.training.badrows import BadRows
 from raycnn.training.checkpoint import Commit
 from raycnn.training.clock import Clock
 from raycnn.training.device import prepare
-from raycnn.training.feed import Feed, Task
 from raycnn.training.loop import train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
-from raycnn.training.run import create_run
+from raycnn.training.run import create_run, read_run
 from raycnn.training.serialize import decode_optimizer, decode_weights
-from raycnn.training.setup import INDEX_COLUMNS, Body, facts_of, task_of, weights_of_classes
+from raycnn.training.setup import INDEX_COLUMNS, facts_of, weights_of_classes
 from raycnn.training.state import TrainState
-
-_KEPT_SHARED: Final = 4
-
-
-@dataclass(frozen=True)
-class PackJob:
-    """What the driver tells every pack.
-
-    Args:
-        config: the search's.
-        index: hash of the pinned index.
-        owner: of the lease of the run.
-        task_cpus: Ray CPUs of one decoding task.
-    """
-
-    config: Config
-    index: str
-    owner: str
-    task_cpus: float
 
 
 @dataclass(frozen=True)
@@ -64,25 +39,6 @@ class Place:
     source: str
     commit: Commit | None
     copied: bool
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """What the packs keep in the cache of their nodes: a choice for each depth; parts, and whose turn is first."""
-
-    choices: dict[int, Choice]
-    turn: int
-    turns: int
-
-
-@dataclass
-class Shared:
-    """What trials of one share key have in common."""
-
-    body: Body
-    feed: Feed
-    bad_rows: BadRows
-    clock: Clock
 
 
 class PackRank:
@@ -100,24 +56,12 @@ class PackRank:
         storage = open_store(job.config.run.storage)
         self._run: Store = storage.child(job.config.run.name)
         self._index: Index = read_index(storage, job.index, columns=INDEX_COLUMNS)
-        self._keeping = Keeping({}, 0, 1)
-        search = job.config.search
-        self._cache = Cache(Path(search.cache or tempfile.gettempdir()), search.cache_bytes)
-        self._shared: dict[str, Shared] = {}
+        self.shares = Shares(job, storage, self._index, ranks, device)
         self._members: dict[str, tuple[str, Member]] = {}
 
-    def measure(self, values: list[dict[str, Any]]) -> Costs:  # all ranks
-        """What trials with these values cost, one for each depth."""
-        configs = [load_config(self._job.config, each) for each in values]
-        key = share_key(configs[0])
-        shared = self._shared[key] = self._share(configs[0])
-        return measure(configs, shared.body, shared.feed.task, self._ranks.world, self._cache)
-
-    def keep(self, keeping: Keeping) -> None:  # all ranks
-        """What to keep from now on; called before the first trial joins."""
-        self._keeping = keeping
-        for shared in self._shared.values():
-            shared.feed = self._feed(shared.body, shared.feed.task, shared.feed.total)
+    def do(self, method: str, *arguments: Any) -> Any:  # all ranks
+        """Call a method of it, or of its shares, by name."""
+        return getattr(self if hasattr(self, method) else self.shares, method)(*arguments)
 
     def place(self, trial: str, source: tuple[str, int] | None) -> Place:
         """Take the trial's folder; find where it goes on from: its newest commit, or `source`, another's (id, step)."""
@@ -137,8 +81,7 @@ class PackRank:
         """Take a trial in; its share key, and the step it stands at."""
         config = load_config(self._job.config, values)
         key = share_key(config)
-        shared = self._shared.pop(key) if key in self._shared else self._share(config)
-        self._shared[key] = shared
+        shared = self.shares.of(config)
         classes = weights_of_classes(config, facts_of(config, self._index.classes), self._index)
         learner = shared.body.copied_learner(config, self._ranks.world, classes)
         state = TrainState(facts_of(config, self._index.classes))
@@ -154,7 +97,7 @@ class PackRank:
             member.commit(evaluated=True)
         shared.feed.total = max(shared.feed.total, member.total)
         self._members[trial] = key, member
-        self._forget()
+        self.shares.forget({used for used, _ in self._members.values()})
         return key, member.state.step
 
     def next_stop(self, trials: list[str]) -> int:
@@ -165,12 +108,12 @@ class PackRank:
     def train(self, trials: list[str]) -> dict[str, dict[str, Any]]:  # all ranks
         """Train these trials, which stand together, to the next evaluation; how each came out."""
         members = {trial: self._members[trial][1] for trial in trials}
-        shared = self._shared[self._members[trials[0]][0]]
+        shared = self.shares[self._members[trials[0]][0]]
         until = self.next_stop(trials)
         if isinstance(shared.feed, ReusingFeed):
             with shared.clock("fill"):
                 first = next(iter(members.values())).state.step
-                shared.feed.prepare(first, until, {member.learner.base for member in members.values()})
+                shared.feed.prepare(first, until)
         train(list(members.values()), shared.feed, self._ranks, shared.bad_rows, None, shared.clock, until)
         for member in members.values():
             member.error = member.error or member.recorder.close()
@@ -185,17 +128,6 @@ class PackRank:
         """Forget a trial; what it committed stays."""
         self._members.pop(trial, None)
 
-    def counters(self) -> dict[str, Any]:
-        """Rows through the prefix to each depth's cut, seconds by phase, and rows read; sums over share keys."""
-        rows: dict[int, int] = {}
-        seconds: dict[str, float] = {}
-        for shared in self._shared.values():
-            for depth, count in shared.body.prefix.rows.items():
-                rows[depth] = rows.get(depth, 0) + count
-            for phase, value in shared.clock.seconds.items():
-                seconds[phase] = seconds.get(phase, 0.0) + value
-        return {"rows": rows, "seconds": seconds}
-
     def _folder(self, trial: str) -> Store:
         return self._run.child(f"{FOLDER}/{trial}")
 
@@ -203,38 +135,9 @@ class PackRank:
         if self._ranks.rank:
             return None
         store = self._folder(trial)
-        create_run(config, store, self._index.hash, self._index.classes)
+        if read_run(store) is None:  # a population changes a trial's settings in mid-run
+            create_run(config, store, self._index.hash, self._index.classes)
         return Run(store, config, place.record, self._ranks.world)
-
-    def _share(self, config: Config) -> Shared:
-        facts = facts_of(config, self._index.classes)
-        body = Body(config, facts, self._device)
-        start = self._run.child(start_folder(config))
-        commit = checkpoint.latest(start, None)
-        if commit is None:
-            raise CheckpointError("the trials' starting weights are gone", where=start.uri, fix="run it again")
-        weights = checkpoint.verified(start, commit, ["weights.safetensors"])["weights.safetensors"]
-        body.module.load_state_dict(decode_weights(weights))
-        task = task_of(config, facts, self._index, self._job.task_cpus, self._ranks.world)
-        feed = self._feed(body, task, task.plan.steps(config.train.epochs))
-        index, budget = self._index, config.data.bad_image_budget
-        return Shared(body, feed, BadRows(task.table, len(index.manifest), len(index.quarantine), budget), Clock())
-
-    def _feed(self, body: Body, task: Task, total: int) -> Feed:
-        choices = self._keeping.choices
-        if all(choice == "share" for choice in choices.values()):
-            return Feed(task, body.prefix, self._device, self._ranks, total)
-        reuse = Reuse(self._cache, choices, self._keeping.turn, self._keeping.turns)
-        identity = {depth: body.identity(depth) for depth in choices}
-        return ReusingFeed(task, body.prefix, self._device, self._ranks, total, identity, reuse)
-
-    def _forget(self) -> None:
-        """Drop networks and streams that no trial uses, the oldest first, beyond a few."""
-        used = {key for key, _ in self._members.values()}
-        for key in [key for key in self._shared if key not in used][: max(0, len(self._shared) - _KEPT_SHARED)]:
-            feed = self._shared.pop(key).feed
-            if isinstance(feed, ReusingFeed):
-                feed.close()
 
 
 def _outcome(member: Member) -> dict[str, Any]:

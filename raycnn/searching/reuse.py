@@ -62,15 +62,13 @@ class ReusingFeed(Feed):
     ) -> None:  # fmt: skip
         super().__init__(task, prefix, device, ranks, total)
         self._identity, self._reuse = identity, reuse
-        self._depths: tuple[int, ...] = ()
         self._dtypes: dict[int, torch.dtype] = {}
-        self._train: Kept | None = None
-        self._val: Kept | None = None
+        forms = self._forms()
+        self._train = self._tables(forms, task.reader, train=True) if forms else None
+        self._val = self._tables(forms, task.scanner, train=False) if forms else None
 
-    def prepare(self, start: int, stop: int, depths: Collection[int]) -> None:
+    def prepare(self, start: int, stop: int) -> None:
         """Have what is to be kept for the steps [start, stop) and the validation rows in the cache."""
-        if tuple(sorted(depths)) != self._depths:
-            self._open(tuple(sorted(depths)))
         if self._train is None or self._val is None:
             return
         task, world, turns = self.task, self._world, self._reuse.turns
@@ -112,22 +110,21 @@ class ReusingFeed(Feed):
             kept.close()
         self._train = self._val = None
 
-    def _open(self, depths: tuple[int, ...]) -> None:
-        self.close()
-        self._depths = depths
-        choices = {depth: self._reuse.choices.get(depth, "share") for depth in depths}
-        kept = [depth for depth, choice in choices.items() if choice == "activations"]
+    def _forms(self) -> Forms:
+        """What is kept, for all depths of the search: packs whose trials have other depths need the same images."""
+        choices = self._reuse.choices
+        if "share" in choices.values():  # a pass for one depth is a pass for all
+            return {}
         size = self.task.reader.preprocessing.image_size
-        taps = self.prefix.taps(to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device), kept)
+        blank = to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device)
+        counted = self.prefix.rows.copy()
+        taps = self.prefix.taps(blank, [depth for depth, choice in choices.items() if choice == "activations"])
+        self.prefix.rows = counted
         self._dtypes = {depth: tap.dtype for depth, tap in taps.items()}
         rows = {str(depth): to_rows(tap) for depth, tap in taps.items()}
-        forms: Forms = {name: (array.shape[1:], array.dtype) for name, array in rows.items()}
         if "pixels" in choices.values():
-            forms = {**forms, PIXELS: ((size, size, 3), np.dtype(np.uint8))}
-        if not forms or "share" in choices.values():  # a pass for one depth is a pass for all
-            return
-        self._train = self._tables(forms, self.task.reader, train=True)
-        self._val = self._tables(forms, self.task.scanner, train=False)
+            rows[PIXELS] = np.zeros((1, size, size, 3), np.uint8)
+        return {name: (array.shape[1:], array.dtype) for name, array in rows.items()}
 
     def _tables(self, forms: Forms, reader: ImageReader, *, train: bool) -> Kept:
         view = hashlib.sha256(repr(replace(reader, source="", fetch_threads=0)).encode()).hexdigest()

@@ -12,7 +12,7 @@ from raycnn.errors import ConfigError, ObjectNotFound, Preempted
 from raycnn.searching.answer import goal
 from raycnn.searching.costs import describe
 from raycnn.searching.former import Former
-from raycnn.searching.pictures import heat_map, learning_curves
+from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.refit import refit
 from raycnn.searching.space import check
@@ -125,6 +125,8 @@ def draw(config: Config, store: Store, found: list[TrialRecord], show: Show) -> 
     """Put the pictures below search/ of the run; where they and the checkpoints lie, by title."""
     metric, mode = goal(config)
     files = {"run": store.uri, "checkpoints": f"{store.uri}/checkpoints", "trials": f"{store.uri}/search/trials"}
+    if not available():
+        show({}, [MISSING])
     searched = [record for record in found if record.stage == "search"]
     pictures = {"curves": learning_curves(searched, metric, mode), "heat map": heat_map(searched, metric, mode)}
     for title, name in (("curves", "learning-curves.png"), ("heat map", "depth-by-learning-rate.png")):

@@ -8,6 +8,8 @@ import ray
 from ray import tune
 from ray.train._internal.session import _TrainingResult
 
+from raycnn.errors import RaycnnError, encode_error
+
 _ATTEMPTS = 3
 
 
@@ -35,7 +37,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Go on to the next evaluation; a pack that died is joined again, from the trial's last commit."""
         config = self._settings
-        for attempt in range(1, _ATTEMPTS + 1):
+        for _ in range(_ATTEMPTS):
             try:
                 pack = ray.get_actor(config["pack"])
                 ray.get(pack.ready.remote())
@@ -46,9 +48,12 @@ class Trial(tune.Trainable):
                 return self._result(outcome)
             except ray.exceptions.RayActorError:
                 self._joined, self._source = False, None
-                if attempt == _ATTEMPTS:
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, RaycnnError):
                     raise
-        raise AssertionError("unreachable")
+                return self._result({"error": encode_error(error.cause)})
+        died = RaycnnError(f"its pack died {_ATTEMPTS} times", where=config["id"], fix="see the logs with --verbose")
+        return self._result({"error": encode_error(died)})
 
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
         """A pointer to where this trial stands, without any file: its commits lie in the run's folder."""

@@ -20,11 +20,11 @@ from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
 from raycnn.searching.costs import Costs, CutCost, Uses, choose, kept_bytes
 from raycnn.searching.crew import crew_of, fit_memory, size_crew
-from raycnn.searching.rank import Keeping, PackJob
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
 from raycnn.searching.shared import write_start
+from raycnn.searching.shares import Keeping, PackJob
 from raycnn.searching.space import depths, num_trials
 from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store

@@ -111,7 +111,7 @@ class Notes(_Unsaved, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its actor failed."""
-        self._board.ended(trial.config["id"], "its pack died again and again", failed=True)
+        self._board.ended(trial.config["id"], "its actor failed; --verbose shows why", failed=True)
 
 
 class _Leaving(_Unsaved, tune.Stopper):

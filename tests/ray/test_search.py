@@ -53,6 +53,9 @@ def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
     changes = {"run.name": reuse, "search.reuse": reuse, "search.cache": str(tmp_path)}
     kept = raycnn.search(raycnn.load_config(shared, changes))
     assert {cut["choice"] for cut in kept["prefix"]["cuts"]} == {reuse}
+    assert kept["prefix"]["trial_epochs"] > 6
+    if reuse == "activations":  # 18 steps and 4 chunks for three trials in two packs
+        assert kept["prefix"]["passes"] == round((18 * 32 + 4 * 16) / 280, 3)
     root = open_store(shared.run.storage)
     for number in range(3):
         trial = f"search/trials/{number:04d}"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from raycnn.errors import CheckpointError, RunBusyError
 from raycnn.storage import Store, open_store
 from raycnn.storage import lease as lease_module
-from raycnn.storage.lease import KEY, Lease, LeaseRecord, acquire, begin_group, check
+from raycnn.storage.lease import KEY, Lease, LeaseRecord, acquire, adopt, beat, begin_group, check, read_lease
 
 NO_BEAT_S = 3600.0  # a keeper that never beats: every request below is then the test's own
 TTL_S = 0.02
@@ -217,6 +217,60 @@ def test_a_group_begins_between_beats_and_the_keeper_adopts_it(run: Run) -> None
     wait_for(lambda: run.record()["beat"] > beat + 3)
     assert run.record()["epoch"] == 2
     lease.check()
+
+
+def test_a_new_folder_is_adopted_and_adopted_again(run: Run) -> None:
+    record = adopt(run.store, "me", run.newest)
+    assert (record.owner, record.epoch, record.bases, record.released) == ("me", 1, {1: -1}, False)
+    assert check(run.store, "me", 1) == record
+    run.commits.append((30, 1))
+    begin_group(run.store, "me", run.newest)
+    again = adopt(run.store, "me", run.newest)
+    assert (again.epoch, again.attempts, again.bases) == (3, 0, {1: -1, 2: 30, 3: 30})
+    assert again == read_lease(run.store)
+
+
+@pytest.mark.parametrize("before", ["beating", "released"])
+def test_whoever_had_a_folder_before_is_fenced_out(run: Run, before: str) -> None:
+    old = run.acquire()
+    run.commits.append((5, old.epoch))
+    if before == "released":
+        old.release()
+    record = adopt(run.store, "me", run.newest)
+    assert (record.epoch, record.bases[2]) == (2, 5)
+    run.commits.append((9, old.epoch))  # was in the middle of a commit
+    assert run.newest(record) == 5
+    with pytest.raises(RunBusyError, match="taken over"):
+        check(run.store, old.owner, old.epoch)
+    with pytest.raises(RunBusyError, match="taken over"):
+        beat(run.store, old.owner)
+    old.release()
+    assert check(run.store, "me", 2) == record
+
+
+def test_a_folder_may_go_on_from_an_earlier_step_than_its_newest(run: Run) -> None:
+    adopt(run.store, "me", run.newest)
+    run.commits += [(10, 1), (20, 1)]
+    record = adopt(run.store, "me", lambda held: 10)
+    assert run.newest(record) == 10
+    run.commits.append((15, 2))
+    assert run.newest(record) == 15
+
+
+def test_a_beat_in_between_is_seen_before_the_folder_is_taken(run: Run) -> None:
+    old = adopt(run.store, "you", run.newest)
+    seen = []
+
+    def newest(held: LeaseRecord) -> int:
+        seen.append(held.beat)
+        if len(seen) == 1:
+            run.commits.append((7, old.epoch))
+            beat(run.store, "you")
+        return run.newest(held)
+
+    record = adopt(run.store, "me", newest)
+    assert seen == [old.beat, old.beat + 1]
+    assert (record.owner, record.beat, record.bases[2]) == ("me", old.beat + 2, 7)
 
 
 @pytest.mark.parametrize("before", ["new", "released", "expired"])

@@ -92,6 +92,65 @@ def test_the_parts_share_the_networks_tensors_under_its_names(found: tuple[Netwo
         assert {name for name, _ in split.suffix.named_parameters()} == names
 
 
+@pytest.fixture(scope="module", params=["reference/lenet", "timm/test_efficientnet"])
+def small(request: pytest.FixtureRequest) -> tuple[Network, Stages]:
+    network = build(request.param, 5, seed=0)
+    network.module.eval()
+    return network, find(network)
+
+
+def test_what_lies_between_two_suffixes_joins_them(small: tuple[Network, Stages]) -> None:
+    network, stages = small
+    total, inputs = stages.num_stages, torch.randn(2, 3, 32, 32)
+    whole = seeded(network.module, inputs)
+    for deep in range(total, 0, -1):
+        part = stages.between(deep, deep - 1)
+        assert part is not None
+        inputs = seeded(part.eval(), inputs)
+        assert torch.equal(seeded(stages.suffix(deep - 1).eval(), inputs), whole), deep
+    assert all(stages.between(depth, depth) is None for depth in (*range(total + 1), "all"))
+    assert stages.between("all", total) is stages.between(total, "all") is None
+
+
+def test_a_copy_owns_its_suffix_and_shares_what_lies_before(small: tuple[Network, Stages]) -> None:
+    network, stages = small
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    for depth in (0, 1, "all"):
+        copied, own = stages.copy(depth)
+        mine = own.suffix(depth).state_dict(keep_vars=True)
+        state = copied.module.state_dict(keep_vars=True)
+        for name, tensor in network.module.state_dict(keep_vars=True).items():
+            assert torch.equal(state[name], tensor)
+            assert (state[name] is tensor) is (name not in mine), name
+        assert all(tensor is state[name] for name, tensor in mine.items())
+        assert own.stages == stages.stages
+        with torch.no_grad():
+            for tensor in mine.values():
+                tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
+
+
+def test_a_copy_of_a_copy_computes_what_the_first_does(small: tuple[Network, Stages]) -> None:
+    network, stages = small
+    images = torch.randn(2, 3, 32, 32)
+    copied, second = stages.copy(1)[1].copy(0)
+    split = second.split(0)
+    for part in filter(None, (split.prefix, split.suffix)):
+        part.eval()
+    whole = seeded(network.module, images)
+    assert torch.equal(seeded(lambda images: in_two(split, images), images), whole)
+    assert torch.equal(seeded(copied.module.eval(), images), whole)
+
+
+def test_depths_as_numbers() -> None:
+    stages = find(build("reference/lenet", 5, seed=0))
+    assert [stages.number(depth) for depth in (0, 1, 2, 3, "all")] == [0, 1, 2, 3, 3]
+    for depth in (-1, 4):
+        with pytest.raises(ConfigError, match="has 3 stages") as caught:
+            stages.number(depth)
+        assert "0 to 3" in caught.value.fix
+
+
 def test_finding_leaves_the_network_as_it_was() -> None:
     network = build("torchvision/resnet18", 5, seed=0)
     network.module.layer1.eval()
@@ -272,6 +331,10 @@ def test_a_network_that_cannot_be_cut_is_named_and_trains_at_all(odd: Any, caplo
     assert stages.head.parameter_names == ("fc.weight", "fc.bias")
     assert stages.num_stages == 1
     assert stages.split("all") == Split(None, module)
+    assert stages.number("all") == 1
+    copied, own_stages = stages.copy("all")
+    assert own_stages.suffix("all") is copied.module
+    assert all(a is not b for a, b in zip(copied.module.parameters(), module.parameters(), strict=True))
     with pytest.raises(ConfigError, match="cannot be cut"):
         stages.split(0)
 

@@ -1,0 +1,158 @@
+"""What the trials of a pack have in common, by share key: one network, one stream, one account of the work."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from raycnn.config import Config, load_config
+from raycnn.data.manifest import Index
+from raycnn.errors import CheckpointError
+from raycnn.searching.costs import Choice, Costs
+from raycnn.searching.measure import measure
+from raycnn.searching.reuse import Reuse, ReusingFeed
+from raycnn.searching.shared import share_key, start_folder
+from raycnn.storage import Store
+from raycnn.storage.cache import Cache
+from raycnn.training import checkpoint
+from raycnn.training.badrows import BadRows
+from raycnn.training.clock import Clock
+from raycnn.training.feed import Feed, Task
+from raycnn.training.ranks import Ranks
+from raycnn.training.serialize import decode_weights
+from raycnn.training.setup import Body, facts_of, task_of
+
+_KEPT: Final = 4
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """What the driver tells every pack.
+
+    Args:
+        config: the search's.
+        index: hash of the pinned index.
+        owner: of the lease of the run.
+        task_cpus: Ray CPUs of one decoding task.
+    """
+
+    config: Config
+    index: str
+    owner: str
+    task_cpus: float
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What the packs keep in the cache of their nodes: a choice for each depth; parts, and whose turn is first."""
+
+    choices: dict[int, Choice]
+    turn: int
+    turns: int
+
+
+@dataclass
+class Shared:
+    """What trials of one share key have in common."""
+
+    body: Body
+    feed: Feed
+    bad_rows: BadRows
+    clock: Clock
+
+
+class Shares:
+    """The networks and streams of one rank, made when a trial first needs them.
+
+    Args:
+        job: the driver's word.
+        storage: the root of run.storage.
+        index: the pinned index.
+        ranks: of the pack.
+        device: where to compute.
+    """
+
+    def __init__(self, job: PackJob, storage: Store, index: Index, ranks: Ranks, device: torch.device) -> None:
+        self._job, self._index, self._ranks, self._device = job, index, ranks, device
+        self._run = storage.child(job.config.run.name)
+        search = job.config.search
+        overflow = storage.child("cache") if search.cache_upload else None
+        self._cache = Cache(Path(search.cache or tempfile.gettempdir()), search.cache_bytes, overflow)
+        self._keeping = Keeping({}, 0, 1)
+        self._shared: dict[str, Shared] = {}
+        self._rows: Counter[int] = Counter()
+        self._seconds: Counter[str] = Counter()
+
+    def __getitem__(self, key: str) -> Shared:
+        return self._shared[key]
+
+    def of(self, config: Config) -> Shared:
+        """What a trial with this config shares; the last one asked for is the last to be forgotten."""
+        key = share_key(config)
+        self._shared[key] = self._shared.pop(key) if key in self._shared else self._make(config)
+        return self._shared[key]
+
+    def measure(self, values: list[dict[str, Any]]) -> Costs:  # all ranks
+        """What trials with these values cost, one for each depth."""
+        configs = [load_config(self._job.config, each) for each in values]
+        shared = self.of(configs[0])
+        return measure(configs, shared.body, shared.feed.task, self._ranks.world, self._cache)
+
+    def keep(self, keeping: Keeping) -> None:  # all ranks
+        """What to keep from now on; called before the first trial joins."""
+        self._keeping = keeping
+        for shared in self._shared.values():
+            shared.feed = self._feed(shared.body, shared.feed.task, shared.feed.total)
+
+    def forget(self, used: Collection[str]) -> None:
+        """Drop what no trial uses, the oldest first, beyond a few."""
+        idle = [key for key in self._shared if key not in used]
+        for key in idle[: max(0, len(self._shared) - _KEPT)]:
+            self._drop(self._shared.pop(key))
+
+    def close(self) -> None:  # all ranks
+        """Drop everything; what is kept in the cache stays there."""
+        while self._shared:
+            self._drop(self._shared.popitem()[1])
+
+    def counters(self) -> dict[str, Any]:
+        """{rows: through the prefix to each depth's cut, seconds: by phase}, of all that there was."""
+        rows, seconds = self._rows.copy(), self._seconds.copy()
+        for shared in self._shared.values():
+            rows.update(shared.body.prefix.rows)
+            seconds.update(shared.clock.seconds)
+        return {"rows": dict(rows), "seconds": dict(seconds)}
+
+    def _drop(self, shared: Shared) -> None:
+        self._rows.update(shared.body.prefix.rows)
+        self._seconds.update(shared.clock.seconds)
+        if isinstance(shared.feed, ReusingFeed):
+            shared.feed.close()
+
+    def _make(self, config: Config) -> Shared:
+        facts = facts_of(config, self._index.classes)
+        body = Body(config, facts, self._device)
+        start = self._run.child(start_folder(config))
+        commit = checkpoint.latest(start, None)
+        if commit is None:
+            raise CheckpointError("the trials' starting weights are gone", where=start.uri, fix="run it again")
+        weights = checkpoint.verified(start, commit, ["weights.safetensors"])["weights.safetensors"]
+        body.module.load_state_dict(decode_weights(weights))
+        task = task_of(config, facts, self._index, self._job.task_cpus, self._ranks.world)
+        feed = self._feed(body, task, task.plan.steps(config.train.epochs))
+        index, budget = self._index, config.data.bad_image_budget
+        return Shared(body, feed, BadRows(task.table, len(index.manifest), len(index.quarantine), budget), Clock())
+
+    def _feed(self, body: Body, task: Task, total: int) -> Feed:
+        choices = self._keeping.choices
+        if all(choice == "share" for choice in choices.values()):
+            return Feed(task, body.prefix, self._device, self._ranks, total)
+        reuse = Reuse(self._cache, choices, self._keeping.turn, self._keeping.turns)
+        identity = {depth: body.identity(depth) for depth in choices}
+        return ReusingFeed(task, body.prefix, self._device, self._ranks, total, identity, reuse)

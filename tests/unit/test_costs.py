@@ -1,0 +1,127 @@
+"""What to keep of an image, from costs that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raycnn.searching.costs import Costs, CutCost, Uses, choose, describe, kept_bytes
+
+CUT = CutCost(prefix_s=2.0, suffix_s=1.0, bytes=4, keep_s=0.4, take_s=0.2, trial_bytes=100)
+COSTS = Costs(read_s=1.0, pixel_bytes=10, cuts={0: CUT}, rss_bytes=1000)
+PLENTY = 10**9
+
+
+def chosen(costs: Costs = COSTS, per_view: float = 3.0, views: int = 5, limit: int = PLENTY, wanted: str = "auto"):
+    return choose(costs, Uses(per_view, views), limit, wanted)
+
+
+def with_cut(**changes: float) -> Costs:
+    return replace(COSTS, cuts={0: replace(CUT, **changes)})
+
+
+# three uses: share 3 (1 + 2) = 9; activations 1 + 2 + 0.4 + 3 * 0.2 = 4; pixels 1 + 1 + 3 (0.5 + 2) = 9.5,
+# since a byte costs 0.1 s to keep and 0.05 s to take
+def test_an_expensive_prefix_used_often_is_computed_once() -> None:
+    assert chosen() == {0: "activations"}
+
+
+def test_what_is_used_once_is_not_kept() -> None:
+    assert chosen(per_view=1.0) == {0: "share"}
+
+
+def test_a_slow_read_before_a_cheap_prefix_keeps_pixels() -> None:
+    # 1000 bytes at the same price a byte: activations 1.01 + 100 + 3 * 50; pixels 1 + 1 + 3 (0.5 + 0.01) = 3.53
+    costs = replace(COSTS, read_s=5.0, cuts={0: replace(CUT, prefix_s=0.01, bytes=1000, keep_s=100.0, take_s=50.0)})
+    assert chosen(costs) == {0: "pixels"}
+
+
+# share 3n, activations 3.4 + 0.2 n: equal at n = 3.4 / 2.8
+@pytest.mark.parametrize(("per_view", "expected"), [(1.21, "share"), (1.22, "activations")])
+def test_the_border_lies_where_the_costs_are_equal(per_view: float, expected: str) -> None:
+    assert chosen(per_view=per_view) == {0: expected}
+
+
+# share 3 n, pixels 2 + 2.5 n: equal at n = 4; ten times the bytes at the same price make activations 7 + 2 n
+@pytest.mark.parametrize(("per_view", "expected"), [(3.9, "share"), (4.1, "pixels")])
+def test_the_border_of_pixels(per_view: float, expected: str) -> None:
+    assert chosen(with_cut(bytes=40, keep_s=4.0, take_s=2.0), per_view=per_view) == {0: expected}
+
+
+def test_a_cache_that_cannot_be_used_is_not_chosen() -> None:
+    assert chosen(with_cut(keep_s=math.inf, take_s=math.inf)) == {0: "share"}
+
+
+@pytest.mark.parametrize("wanted", ["share", "activations", "pixels"])
+def test_what_is_wanted_is_taken_where_it_fits(wanted: str) -> None:
+    assert chosen(per_view=1.0, wanted=wanted) == {0: wanted}
+    assert chosen(per_view=1.0, wanted=wanted, limit=0) == {0: "share"}
+
+
+TWO = replace(COSTS, cuts={0: CUT, 2: replace(CUT, prefix_s=1.0, bytes=8, keep_s=0.8, take_s=0.4)})
+
+
+# five views of 4 and of 8 bytes; saved per byte: (9 - 4) / 4 at depth 0, (6 - 4) / 8 at depth 2
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (60, {0: "activations", 2: "activations"}),
+        (59, {0: "activations", 2: "share"}),
+        (20, {0: "activations", 2: "share"}),
+        (19, {0: "share", 2: "share"}),
+    ],
+)
+def test_what_saves_least_per_byte_goes_first(limit: int, expected: dict[int, str]) -> None:
+    assert chosen(TWO, limit=limit) == expected
+
+
+def test_pixels_are_kept_once_for_all_depths() -> None:
+    assert kept_bytes(TWO, {0: "pixels", 2: "pixels"}, views=5) == 50
+    assert kept_bytes(TWO, {0: "activations", 2: "pixels"}, views=5) == 70
+    assert kept_bytes(TWO, {0: "activations", 2: "activations"}, views=5) == 60
+    assert kept_bytes(TWO, {0: "share", 2: "share"}, views=5) == 0
+    assert chosen(TWO, limit=50, wanted="pixels") == {0: "pixels", 2: "pixels"}
+    assert chosen(TWO, limit=49, wanted="pixels") == {0: "share", 2: "share"}
+
+
+def test_description_by_depth() -> None:
+    costs = replace(TWO, cuts=dict(reversed(TWO.cuts.items())))
+    assert describe(costs, {0: "activations", 2: "pixels"}) == [
+        {"depth": 0, "choice": "activations", "bytes_per_image": 4, "seconds_per_image": 3.0},
+        {"depth": 2, "choice": "pixels", "bytes_per_image": 10, "seconds_per_image": 2.0},
+    ]
+
+
+SECONDS = st.floats(1e-6, 10.0)
+CUTS = st.builds(CutCost, SECONDS, SECONDS, st.integers(1, 10**6), SECONDS, SECONDS, st.integers(1, 10**9))
+COSTS_OF_ANY = st.builds(
+    Costs, SECONDS, st.integers(1, 10**6), st.dictionaries(st.integers(0, 5), CUTS, min_size=1), st.just(0)
+)
+
+
+def seconds(costs: Costs, depth: int, choice: str, uses: float) -> float:
+    cut = costs.cuts[depth]
+    keep, take = (each * costs.pixel_bytes / cut.bytes for each in (cut.keep_s, cut.take_s))
+    return {
+        "share": uses * (costs.read_s + cut.prefix_s),
+        "activations": costs.read_s + cut.prefix_s + cut.keep_s + uses * cut.take_s,
+        "pixels": costs.read_s + keep + uses * (take + cut.prefix_s),
+    }[choice]
+
+
+@given(COSTS_OF_ANY, st.floats(1.0, 50.0), st.integers(1, 1000), st.integers(0, 10**8))
+def test_it_always_fits_and_never_costs_more_than_sharing(
+    costs: Costs, per_view: float, views: int, limit: int
+) -> None:
+    found = chosen(costs, per_view, views, limit)
+    assert found.keys() == costs.cuts.keys()
+    assert kept_bytes(costs, found, views) <= limit
+    roomy = chosen(costs, per_view, views, 10**12)
+    for depth in found:
+        best = min(seconds(costs, depth, choice, per_view) for choice in ("share", "activations", "pixels"))
+        assert seconds(costs, depth, roomy[depth], per_view) == pytest.approx(best)
+        assert found[depth] in ("share", roomy[depth])
