@@ -6,7 +6,7 @@ from itertools import chain, combinations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raycnn.models.stages import find
 from raycnn.models.zoo import build
@@ -66,6 +66,15 @@ def test_an_images_bits_depend_on_no_neighbour() -> None:
     whole = apart(made, 0)
     assert torch.equal(made.taps(IMAGES[3:9], [0])[0], whole[3:9])
     assert torch.equal(made.taps(IMAGES[[7]], [0])[0], whole[[7]])
+
+
+def test_every_pass_has_the_same_number_of_rows() -> None:
+    made, seen = prefix(), []
+    layer = next(module for module in made.stages.suffix("all").modules() if isinstance(module, nn.Conv2d))
+    layer.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    made.taps(IMAGES, [2, 0])
+    made.taps(IMAGES[:1], [1])
+    assert seen == [CHUNK] * 4
 
 
 def test_rows_count_once_for_each_cut_that_they_are_computed_to() -> None:
