@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ def run(arguments: Sequence[str], progress: Progress) -> Any:
     config = load_config(path, overrides)
     if verb == "runs":
         return verbs.runs(config.run.storage)
-    return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints at times; stdout is for the result alone
+        return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from raycnn.errors import ConfigError
 
@@ -84,6 +85,8 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's core writes to our stderr
     scratch = tempfile.mkdtemp(prefix="raycnn-") if address == "local" else None
     level = logging.INFO if verbose else logging.ERROR
     try:
@@ -116,5 +119,9 @@ def _object_store_bytes() -> int:
 
 
 def available_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may run on: those it is bound to, or fewer by its container's limit."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        bound = min(bound, max(1, int(quota) // int(period)))
+    return bound

@@ -75,7 +75,7 @@ class Stages:
         name = self._network.name
         if depth == "all":
             return self.num_stages
-        if not self.cuttable:
+        if not self.cuttable and depth != self.num_stages:
             raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
         if not 0 <= depth <= self.num_stages:
             fix = f"use 0 to {self.num_stages}, or all"

@@ -90,7 +90,9 @@ class Board:
         metrics, step = outcome.get("metrics"), outcome.get("step", 0)
         if metrics:
             earlier = tuple(each for each in record.evaluations if each.step < step)
-            evaluation = Evaluation(step, self._plan.epochs(step), round(outcome["seconds"], 3), metrics)
+            batch = load_config(self._config, values).train.global_batch
+            epochs = replace(self._plan, global_batch=batch).epochs(step)
+            evaluation = Evaluation(step, epochs, round(outcome["seconds"], 3), metrics)
             record = replace(record, evaluations=(*earlier, evaluation))
         if outcome.get("error"):
             record = replace(record, status="failed", reason=str(decode_error(outcome["error"])))

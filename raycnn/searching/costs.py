@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Choice = Literal["share", "activations", "pixels"]
+CHOICES: Final[tuple[Choice, ...]] = ("share", "activations", "pixels")
+
+
+_MARKS: Final = 64  # bytes beside each row: its key, its mark, and some to spare
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,27 @@ class Uses:
 
 
 def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[int, Choice]:
-    """What to keep for each depth: the cheapest per image over all its uses, as far as it fits into `limit_bytes`.
+    """What to keep for each depth: the plan that costs least over all uses, of those that fit into `limit_bytes`.
 
-    sharing computes read + prefix at each use; activations once, and a put, and a get at each use; pixels the read
-    once, and the prefix at each use. What fits is decided by what is saved per byte.
+    Sharing computes read + prefix at each use; activations are computed once, put once, and taken at each use; of
+    pixels the read is done once, and the prefix at each use. A pass over the images for one depth is a pass for all, so
+    either every depth shares or none does.
 
     Args:
         costs: measured.
         uses: expected.
         limit_bytes: of the node's cache.
-        wanted: search.reuse; anything but "auto" is taken where it fits.
+        wanted: search.reuse; anything but "auto" is taken if it fits.
     """
-    options = {depth: _seconds(costs, cut, uses.per_view) for depth, cut in costs.cuts.items()}
-    chosen: dict[int, Choice] = {}
-    for depth, seconds in options.items():
-        best: Choice = min(seconds, key=lambda each: seconds[each])
-        chosen[depth] = best if wanted == "auto" else wanted  # type: ignore[assignment]
-    by_gain = sorted(chosen, key=lambda d: (options[d]["share"] - options[d][chosen[d]]) / _bytes(costs, d, chosen[d]))
-    while by_gain and kept_bytes(costs, chosen, uses.views) > limit_bytes:
-        chosen[by_gain.pop(0)] = "share"
-    return chosen
+    seconds = {depth: _seconds(costs, cut, uses.per_view) for depth, cut in costs.cuts.items()}
+    plans: dict[str, dict[int, Choice]] = {name: dict.fromkeys(seconds, name) for name in CHOICES}
+    kept: list[Choice] = ["activations", "pixels"]
+    plans["auto"] = {depth: min(kept, key=lambda name, by=by: by[name]) for depth, by in seconds.items()}  # type: ignore[misc]
+    if wanted != "auto":
+        fits = kept_bytes(costs, plans[wanted], uses.views) <= limit_bytes
+        return plans[wanted if fits else "share"]
+    fitting = [plan for plan in plans.values() if kept_bytes(costs, plan, uses.views) <= limit_bytes]
+    return min(fitting, key=lambda plan: sum(seconds[depth][name] for depth, name in plan.items()))
 
 
 def kept_bytes(costs: Costs, chosen: Mapping[int, Choice], views: int) -> int:
@@ -110,10 +115,7 @@ def _seconds(costs: Costs, cut: CutCost, uses: float) -> dict[Choice, float]:
     }
 
 
-def _bytes(costs: Costs, depth: int, choice: Choice) -> int:
-    return {"share": 1, "activations": max(costs.cuts[depth].bytes, 1), "pixels": costs.pixel_bytes}[choice]
-
-
 def _kept_bytes(costs: Costs, chosen: Mapping[int, Choice]) -> list[int]:
     kept = [costs.cuts[depth].bytes for depth, choice in chosen.items() if choice == "activations"]
-    return [*kept, costs.pixel_bytes] if "pixels" in chosen.values() else kept
+    kept += [costs.pixel_bytes] if "pixels" in chosen.values() else []
+    return [size + _MARKS for size in kept]

@@ -18,6 +18,7 @@ from raycnn.searching.shares import PackJob
 CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
 _TRIALS_PER_PACK: Final = 8
+_TASK_SHARE: Final = 0.8  # trials take a little of each CPU too, and a task that just does not fit waits for ever
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> C
             fix=f"use at most {places} workers in all packs together",
         )
     division = divide_cpus(cpus, wanted * ranks, gpus=gpus > 0)
+    division = replace(division, task=round(division.task * _TASK_SHARE, 3))
     concurrent = config.search.concurrent or _TRIALS_PER_PACK * wanted
     return Crew(wanted, ranks, min(concurrent, num_trials, CALLS_AT_ONCE), division)
 

@@ -63,7 +63,7 @@ def find_former(pattern: str, name: str, storage: str) -> Former | None:
     """
     if "%" not in pattern:
         return None
-    fits = re.compile(re.sub(r"%[A-Za-z%]", ".+", re.escape(pattern).replace(r"\%", "%")))
+    fits = re.compile(re.sub(r"%[A-Za-z]", "[0-9A-Za-z]+", re.escape(pattern).replace(r"\%", "%")))
     root = open_store(storage)
     for other in sorted(root.folders(), reverse=True):
         store = root.child(other)

@@ -1,9 +1,9 @@
-"""What is kept of images in the node's cache: activations by depth, pixels, and why an image could not be read."""
+"""What is kept of images in the node's cache: activations by depth, and pixels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -18,84 +18,106 @@ from raycnn.storage.cache import Cache, Table
 
 Int64s = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
-Forms = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+Part = tuple[Int64s, Int64s]
+"""Row ids and the epoch of each."""
 
 PIXELS: Final = "pixels"
-REASONS: Final = "reasons"
+_REASON: Final = "reason"
 _REASON_BYTES: Final = 64
 
 
 class Kept:
     """Tables of the node's cache for the rows of one split.
 
+    That an image could not be read holds for one start of a search, since it may be put right after that.
+
     Args:
         cache: of this node.
+        start: what tells this start of the search from others.
         table: the rows, with key_hash and sha256.
         identity: what a value depends on beside the image and its view, by the name of what is kept.
-        forms: shape and dtype of a row, by the same names.
+        blanks: the value of a black image, which stands for one that cannot be read, by the same names.
         random: whether every epoch has views of its own.
     """
 
     def __init__(
-        self, cache: Cache, table: pa.Table, identity: Mapping[str, str], forms: Forms, *, random: bool
-    ) -> None:
-        self._cache, self._identity, self._random = cache, identity, random
-        self._forms = {**forms, REASONS: ((_REASON_BYTES,), np.dtype(np.uint8))}
+        self, cache: Cache, start: str, table: pa.Table, identity: Mapping[str, str], blanks: Mapping[str, Array],
+        *, random: bool,
+    ) -> None:  # fmt: skip
+        self._cache, self._random = cache, random
+        self._blanks = {**blanks, _REASON: np.zeros(_REASON_BYTES, np.uint8)}
+        self._identity = {**identity, _REASON: start}
         self._keys = _keys(table, by_name=random)
+        self._names = _keys(table, by_name=True)  # of two names of one image one may be missing
         self._tables: dict[tuple[str, int], Table | None] = {}
-
-    def there(self, ids: Int64s, epochs: Int64s) -> bool:
-        """Whether all of these rows' views are kept."""
-        for view, where in self._by_view(ids, epochs):
-            for name in self._forms:
-                table = self._table(name, view)
-                if table is None or not table.has(ids[where]).all():
-                    return False
-        return True
-
-    def put(self, batch: Batch, ids: Int64s, epochs: Int64s, values: Mapping[str, Array]) -> None:
-        """Keep what was found for these rows, readable or not; equal rows have equal values, whoever writes them."""
-        reasons = np.zeros((len(ids), _REASON_BYTES), np.uint8)
-        failed = dict(batch.failures)
-        for place, row in enumerate(ids.tolist()):
-            text = failed.get(row, "").encode()[:_REASON_BYTES]
-            reasons[place, : len(text)] = np.frombuffer(text, np.uint8)
-        for view, where in self._by_view(ids, epochs):
-            for name, array in {**values, REASONS: reasons}.items():
-                table = self._table(name, view)
-                if table is not None:
-                    table.put(ids[where], array[where])
-
-    def get(self, ids: Int64s, epochs: Int64s) -> tuple[Batch, dict[str, Array]] | None:
-        """What was put for these rows, with a batch that has no images; None unless all is there and intact."""
-        values = {name: np.zeros((len(ids), *shape), dtype) for name, (shape, dtype) in self._forms.items()}
-        for view, where in self._by_view(ids, epochs):
-            for name, array in values.items():
-                table = self._table(name, view)
-                if table is None:
-                    return None
-                array[where], valid = table.get(ids[where])
-                if not valid.all():
-                    return None
-        texts = values.pop(REASONS).view(f"S{_REASON_BYTES}").ravel()
-        failed = np.flatnonzero(texts != b"")
-        failures = tuple((int(ids[place]), texts[place].decode(errors="replace")) for place in failed)
-        shown = ids.copy()
-        shown[failed] = PADDING
-        return Batch(np.zeros((0, 1, 1, 3), np.uint8), shown, failures), values
 
     @property
     def names(self) -> list[str]:
         """Of what is kept."""
-        return list(self._forms)
+        return [name for name in self._blanks if name != _REASON]
+
+    def usable(self, epochs: Iterable[int]) -> bool:
+        """Whether the cache has room for what these epochs need."""
+        views = set(epochs) if self._random else {0}
+        return all(self._table(name, view) is not None for name in self._blanks for view in views)
+
+    def there(self, parts: Iterable[Part]) -> bool:
+        """Whether all of these rows' views are kept, as far as can be told without reading them."""
+        for ids, epochs in parts:
+            for view, where in self._by_view(ids, epochs):
+                wanted = ids[where][~self._failed(ids[where], view)]
+                tables = [self._table(name, view) for name in self.names]
+                if any(table is None or not table.has(wanted).all() for table in tables):
+                    return False
+        return True
+
+    def put(self, batch: Batch, ids: Int64s, epochs: Int64s, values: Mapping[str, Array]) -> None:
+        """Keep what was found for these rows; equal rows have equal values, whoever writes them."""
+        reasons = dict(batch.failures)
+        for view, where in self._by_view(ids, epochs):
+            bad = np.array([int(row) in reasons for row in ids[where]], bool)
+            texts = [reasons[int(row)].encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0") for row in ids[where[bad]]]
+            told = np.frombuffer(b"".join(texts), np.uint8).reshape(-1, _REASON_BYTES)
+            for name, rows, array in [(_REASON, where[bad], told)] + [(n, where[~bad], a) for n, a in values.items()]:
+                table = self._table(name, view)
+                if table is not None:
+                    table.put(ids[rows], array if name == _REASON else array[rows])
+
+    def get(self, ids: Int64s, epochs: Int64s) -> tuple[Batch, dict[str, Array]] | None:
+        """What was put for these rows, with a batch that has no images; None unless all is there and intact."""
+        values = {name: np.repeat(self._blanks[name][None], len(ids), axis=0) for name in self.names}
+        shown, failures = ids.copy(), []
+        for view, where in self._by_view(ids, epochs):
+            bad = self._failed(ids[where], view)
+            reasons = self._table(_REASON, view)
+            if bad.any() and reasons is not None:
+                told = reasons.get(ids[where[bad]])[0]
+                texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in told]
+                failures += list(zip(ids[where[bad]].tolist(), texts, strict=True))
+            shown[where[bad]] = PADDING
+            good = where[~bad]
+            for name, array in values.items():
+                table = self._table(name, view)
+                if table is None:
+                    return None
+                array[good], valid = table.get(ids[good])
+                if not valid.all():
+                    return None
+        return Batch(np.zeros((0, 1, 1, 3), np.uint8), shown, tuple(failures)), values
 
     def close(self, epochs: set[int] | None = None) -> None:
         """Let go of all tables but those of these epochs; what the overflow lacks of them goes there."""
         for key in [key for key in self._tables if epochs is None or (self._random and key[1] not in epochs)]:
             table = self._tables.pop(key)
             if table is not None:
-                self._cache.push(table)
+                if key[0] != _REASON:
+                    self._cache.push(table)
                 table.close()
+
+    def _failed(self, ids: Int64s, view: int) -> npt.NDArray[np.bool_]:
+        """Which of these rows could not be read in this view."""
+        table = self._table(_REASON, view)
+        return np.zeros(len(ids), bool) if table is None else table.has(ids)
 
     def _by_view(self, ids: Int64s, epochs: Int64s) -> Iterator[tuple[int, Int64s]]:
         """Each view among the rows that are none of padding, with their places."""
@@ -107,7 +129,9 @@ class Kept:
         key = name, view
         if key not in self._tables:
             identity = f"{self._identity[name]}/{name}/{view if self._random else 'still'}"
-            self._tables[key] = self._cache.table(identity, self._keys, *self._forms[name])
+            blank = self._blanks[name]
+            keys = self._names if name == _REASON else self._keys
+            self._tables[key] = self._cache.table(identity, keys, blank.shape, blank.dtype)
         return self._tables[key]
 
 

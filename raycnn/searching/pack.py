@@ -61,8 +61,9 @@ class Pack:
             {step, evaluation, metrics, seconds, status, error}; {"fatal": error} when the pack itself cannot go on.
         """
         with self._changed:
-            self._seating.ask(trial, time.monotonic())
-            self._changed.notify_all()
+            if not self._results.get(trial):  # it was taken along before it asked
+                self._seating.ask(trial, time.monotonic())
+                self._changed.notify_all()
             self._changed.wait_for(lambda: self._results.get(trial) or trial not in self._keys or self._failure)
             if self._failure:
                 return {"fatal": self._failure}

@@ -20,7 +20,7 @@ from raycnn.storage.lease import LeaseRecord, adopt
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.clock import Clock
-from raycnn.training.device import prepare
+from raycnn.training.device import prepare, release_freed_memory
 from raycnn.training.loop import train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks
@@ -127,6 +127,7 @@ class PackRank:
     def drop(self, trial: str) -> None:  # all ranks
         """Forget a trial; what it committed stays."""
         self._members.pop(trial, None)
+        release_freed_memory()
 
     def _folder(self, trial: str) -> Store:
         return self._run.child(f"{FOLDER}/{trial}")

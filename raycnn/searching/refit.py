@@ -31,17 +31,16 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
     """
     both = joined(index)
     write_index(both, store.child(FOLDER))
-    rows = len(both.rows("train"))
+    rows, chosen = len(both.rows("train")), load_config(config, winner.record.values)
     settings = {
-        **winner.record.values,
         "run.storage": f"{store.uri}/{FOLDER}",
         "run.name": NAME,
-        "train.epochs": winner.commit.step * config.train.global_batch / rows,
-        "train.workers": full_width(config, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+        "train.epochs": winner.commit.step * chosen.train.global_batch / rows,
+        "train.workers": full_width(chosen, ray.cluster_resources()),  # type: ignore[no-untyped-call]
     }
     folder = store.child(f"{FOLDER}/{NAME}")
     with hold(folder) as lease:
-        fit(load_config(config, settings), folder, both, lease, show)
+        fit(load_config(chosen, settings), folder, both, lease, show)
     commit = checkpoint.latest(folder, None)
     assert commit is not None
     return replace(winner, folder=folder, commit=commit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from raycnn.data.dataset import Batch, Order, ScanOrder, TrainOrder, batches_per_block, stream
 from raycnn.data.reader import ImageReader
-from raycnn.searching.kept import PIXELS, Array, Forms, Int64s, Kept, from_rows, to_rows
+from raycnn.searching.costs import Choice
+from raycnn.searching.kept import PIXELS, Array, Int64s, Kept, Part, from_rows, to_rows
 from raycnn.storage.cache import Cache
 from raycnn.training.device import to_device
 from raycnn.training.feed import Feed, Task
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
-
-Choice = Literal["share", "activations", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,14 @@ class Reuse:
 
     Args:
         cache: of this node.
+        start: what tells this start of the search from others.
         choices: for each depth that trials train at; one without a choice is shared.
         turn: which part of a segment this pack computes first.
         turns: parts that the packs of a search divide a segment into.
     """
 
     cache: Cache
+    start: str
     choices: Mapping[int, Choice]
     turn: int = 0
     turns: int = 1
@@ -63,22 +63,25 @@ class ReusingFeed(Feed):
         super().__init__(task, prefix, device, ranks, total)
         self._identity, self._reuse = identity, reuse
         self._dtypes: dict[int, torch.dtype] = {}
-        forms = self._forms()
-        self._train = self._tables(forms, task.reader, train=True) if forms else None
-        self._val = self._tables(forms, task.scanner, train=False) if forms else None
+        blanks = self._blanks()
+        self._train = self._tables(blanks, task.reader, train=True) if blanks else None
+        self._val = self._tables(blanks, task.scanner, train=False) if blanks else None
 
     def prepare(self, start: int, stop: int) -> None:
         """Have what is to be kept for the steps [start, stop) and the validation rows in the cache."""
         if self._train is None or self._val is None:
             return
         task, world, turns = self.task, self._world, self._reuse.turns
-        self._train.close(set(task.plan.share(start, self._rank, world, stop - start)[1].tolist()))
-        for turn in self._turns(f"train {start} {stop}"):
-            order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
-            self._fill(self._train, task.reader, task.table, order)
-        for turn in self._turns("val"):
-            scan = self._scan(self._rank + world * turn, world * turns)
-            self._fill(self._val, task.scanner, task.validation, scan)
+        epochs = set(task.plan.share(start, self._rank, world, stop - start)[1].tolist())
+        self._train.close(epochs)
+        if self._train.usable(epochs):
+            for turn in self._turns(f"train {start} {stop}"):
+                order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
+                self._fill(self._train, task.reader, task.table, order)
+        if self._val.usable([0]):
+            for turn in self._turns("val"):
+                scan = self._scan(self._rank + world * turn, world * turns)
+                self._fill(self._val, task.scanner, task.validation, scan)
 
     def batch(self, step: int) -> Batch:
         """From the cache if all of it is there, else from the stream."""
@@ -87,15 +90,13 @@ class ReusingFeed(Feed):
 
     def validation(self) -> Iterator[Batch]:
         """As Feed.validation, from the cache if all of it is there."""
-        order = self._scan(self._rank, self._world)
-        parts = list(_parts(order))
-        if self._val is None or not all(self._val.there(*part) for part in parts):
+        parts = list(_parts(self._scan(self._rank, self._world)))
+        if not all(self._kept(self._val, *part) for part in parts):  # a row may be there and damaged
             yield from super().validation()
             return
         for part in parts:
             batch = self._kept(self._val, *part)
-            if batch is None:
-                raise RuntimeError("a row of the cache was damaged; it is computed again at the next start")
+            assert batch is not None, "what was intact a moment ago has been written over"
             yield batch
 
     def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:
@@ -110,28 +111,29 @@ class ReusingFeed(Feed):
             kept.close()
         self._train = self._val = None
 
-    def _forms(self) -> Forms:
-        """What is kept, for all depths of the search: packs whose trials have other depths need the same images."""
+    def _blanks(self) -> dict[str, Array]:
+        """What a black image gives, for all depths of the search: packs with other depths need the same images."""
         choices = self._reuse.choices
         if "share" in choices.values():  # a pass for one depth is a pass for all
             return {}
         size = self.task.reader.preprocessing.image_size
-        blank = to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device)
+        black = to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device)
         counted = self.prefix.rows.copy()
-        taps = self.prefix.taps(blank, [depth for depth, choice in choices.items() if choice == "activations"])
+        taps = self.prefix.taps(black, [depth for depth, choice in choices.items() if choice == "activations"])
         self.prefix.rows = counted
         self._dtypes = {depth: tap.dtype for depth, tap in taps.items()}
-        rows = {str(depth): to_rows(tap) for depth, tap in taps.items()}
+        blanks = {str(depth): to_rows(tap)[0] for depth, tap in taps.items()}
         if "pixels" in choices.values():
-            rows[PIXELS] = np.zeros((1, size, size, 3), np.uint8)
-        return {name: (array.shape[1:], array.dtype) for name, array in rows.items()}
+            blanks[PIXELS] = np.zeros((size, size, 3), np.uint8)
+        return blanks
 
-    def _tables(self, forms: Forms, reader: ImageReader, *, train: bool) -> Kept:
+    def _tables(self, blanks: dict[str, Array], reader: ImageReader, *, train: bool) -> Kept:
         view = hashlib.sha256(repr(replace(reader, source="", fetch_threads=0)).encode()).hexdigest()
-        names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()}
-        names |= {PIXELS: view, "reasons": view}
+        names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()} | {PIXELS: view}
         table = self.task.table if train else self.task.validation
-        return Kept(self._reuse.cache, table, names, forms, random=train and reader.augment is not None)
+        return Kept(
+            self._reuse.cache, self._reuse.start, table, names, blanks, random=train and reader.augment is not None
+        )
 
     def _scan(self, rank: int, world: int) -> ScanOrder:
         chunk = self.task.chunk
@@ -139,7 +141,7 @@ class ReusingFeed(Feed):
 
     def _fill(self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order) -> None:
         parts = list(_parts(order))
-        if all(kept.there(*part) for part in parts):
+        if kept.there(parts):
             return
         batches = stream(reader, table, order, task_cpus=self.task.task_cpus)
         for part, batch in zip(parts, batches, strict=True):
@@ -177,7 +179,7 @@ class ReusingFeed(Feed):
                 yield turn
 
 
-def _parts(order: Order) -> Iterator[tuple[Int64s, Int64s]]:
+def _parts(order: Order) -> Iterator[Part]:
     """(rows, epochs) of each batch of an order."""
     for number in range(order.num_blocks):
         rows, epochs = order.block(number)

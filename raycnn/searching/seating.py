@@ -57,11 +57,15 @@ class Seating:
         group = {t: seat for t, seat in self._seats.items() if (seat.key, seat.step) == (first.key, first.step)}
         late = [s for s in self._seats.values() if s.asked_at is None and s.step <= first.step]
         since = min(seat.asked_at for seat in group.values() if seat.asked_at is not None)
-        waited = now - self._last_word >= GATHER_S and (not late or now - since >= GATHER_AT_MOST_S)
-        return list(group) if waited or now - since >= GATHER_AT_MOST_S else []
+        if not late and first.step > 0:  # only at the start may there be others on their way
+            return list(group)
+        gathered = not late and now - self._last_word >= GATHER_S
+        return list(group) if gathered or now - since >= GATHER_AT_MOST_S else []
 
     def wait_s(self, now: float) -> float | None:
         """Seconds after which `turn` may answer otherwise without a new word; None: never."""
-        if all(seat.asked_at is None for seat in self._seats.values()):
+        asked = [seat.asked_at for seat in self._seats.values() if seat.asked_at is not None]
+        if not asked:
             return None
-        return max(0.01, GATHER_S - (now - self._last_word), 0.05)
+        due = (self._last_word + GATHER_S - now, min(asked) + GATHER_AT_MOST_S - now)
+        return max(0.01, min((each for each in due if each > 0), default=0.01))

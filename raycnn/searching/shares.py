@@ -153,6 +153,6 @@ class Shares:
         choices = self._keeping.choices
         if all(choice == "share" for choice in choices.values()):
             return Feed(task, body.prefix, self._device, self._ranks, total)
-        reuse = Reuse(self._cache, choices, self._keeping.turn, self._keeping.turns)
+        reuse = Reuse(self._cache, self._job.owner, choices, self._keeping.turn, self._keeping.turns)
         identity = {depth: body.identity(depth) for depth in choices}
         return ReusingFeed(task, body.prefix, self._device, self._ranks, total, identity, reuse)

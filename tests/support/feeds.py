@@ -89,7 +89,7 @@ class World:
     def reusing(self, task: Task, choices: Any, turn: int = 0, turns: int = 1, weights: str = "w") -> ReusingFeed:
         """A feed that keeps what is chosen for each depth."""
         identity = {depth: f"{weights}{depth}" for depth in choices}
-        reuse = Reuse(self.cache, choices, turn, turns)
+        reuse = Reuse(self.cache, "this start", choices, turn, turns)
         self.feeds.append(ReusingFeed(task, self.prefix, CPU, Ranks(), self.total, identity, reuse))
         return self.feeds[-1]
 

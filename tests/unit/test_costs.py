@@ -65,28 +65,23 @@ def test_what_is_wanted_is_taken_where_it_fits(wanted: str) -> None:
 TWO = replace(COSTS, cuts={0: CUT, 2: replace(CUT, prefix_s=1.0, bytes=8, keep_s=0.8, take_s=0.4)})
 
 
-# five views of 4 and of 40 bytes; saved per byte: (9 - 4) / 4 at depth 0, (10.2 - 4.4) / 40 at depth 2
+# five views of 4 and of 40 bytes, each with 64 beside it; 10 bytes of pixels serve both depths
 @pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        (220, {0: "activations", 2: "activations"}),
-        (219, {0: "activations", 2: "share"}),
-        (20, {0: "activations", 2: "share"}),
-        (19, {0: "share", 2: "share"}),
-    ],
+    ("limit", "read_s", "expected"),
+    [(860, 1.0, "activations"), (859, 1.0, "pixels"), (370, 9.0, "pixels"), (369, 9.0, "share")],
 )
-def test_what_saves_least_per_byte_goes_first(limit: int, expected: dict[int, str]) -> None:
-    costs = replace(COSTS, cuts={0: CUT, 2: replace(CUT, prefix_s=2.4, bytes=40)})
-    assert chosen(costs, limit=limit) == expected
+def test_what_does_not_fit_gives_way_to_the_next_best(limit: int, read_s: float, expected: str) -> None:
+    costs = replace(COSTS, read_s=read_s, cuts={0: CUT, 2: replace(CUT, prefix_s=2.4, bytes=40)})
+    assert chosen(costs, limit=limit) == {0: expected, 2: expected}
 
 
 def test_pixels_are_kept_once_for_all_depths() -> None:
-    assert kept_bytes(TWO, {0: "pixels", 2: "pixels"}, views=5) == 50
-    assert kept_bytes(TWO, {0: "activations", 2: "pixels"}, views=5) == 70
-    assert kept_bytes(TWO, {0: "activations", 2: "activations"}, views=5) == 60
+    assert kept_bytes(TWO, {0: "pixels", 2: "pixels"}, views=5) == 50 + 5 * 64
+    assert kept_bytes(TWO, {0: "activations", 2: "pixels"}, views=5) == 70 + 10 * 64
+    assert kept_bytes(TWO, {0: "activations", 2: "activations"}, views=5) == 60 + 10 * 64
     assert kept_bytes(TWO, {0: "share", 2: "share"}, views=5) == 0
-    assert chosen(TWO, limit=50, wanted="pixels") == {0: "pixels", 2: "pixels"}
-    assert chosen(TWO, limit=49, wanted="pixels") == {0: "share", 2: "share"}
+    assert chosen(TWO, limit=370, wanted="pixels") == {0: "pixels", 2: "pixels"}
+    assert chosen(TWO, limit=369, wanted="pixels") == {0: "share", 2: "share"}
 
 
 def test_description_by_depth() -> None:
@@ -121,8 +116,13 @@ def test_it_always_fits_and_never_costs_more_than_sharing(
     found = chosen(costs, per_view, views, limit)
     assert found.keys() == costs.cuts.keys()
     assert kept_bytes(costs, found, views) <= limit
+    assert len({choice == "share" for choice in found.values()}) == 1
     roomy = chosen(costs, per_view, views, 10**12)
-    for depth in found:
-        best = min(seconds(costs, depth, choice, per_view) for choice in ("share", "activations", "pixels"))
-        assert seconds(costs, depth, roomy[depth], per_view) == pytest.approx(best)
-        assert found[depth] in ("share", roomy[depth])
+
+    def total(plan: dict[int, str]) -> float:
+        return sum(seconds(costs, depth, choice, per_view) for depth, choice in plan.items())
+
+    kept = sum(min(seconds(costs, d, c, per_view) for c in ("activations", "pixels")) for d in found)
+    shared = total(dict.fromkeys(found, "share"))
+    assert total(roomy) == pytest.approx(min(kept, shared))
+    assert total(roomy) <= total(found) * (1 + 1e-9) <= shared * (1 + 1e-9) ** 2
