@@ -181,8 +181,8 @@ def find_commit(store: Store, step: int | str) -> tuple[RunFacts, Commit]:
     metric = facts.config["train"]["metric"]
     if step == "best":
         commit = checkpoint.best(found, metric, metric_mode(metric))
-        if commit is None and not any(each.manifest.get("metrics") for each in found):
-            commit = checkpoint.latest(store, record)  # without validation rows the newest is the best there is
+        if commit is None and any(each.manifest.get("metrics") for each in found):
+            commit = checkpoint.latest(store, record)  # evaluated on no rows: the newest is the best there is
     elif step == "latest":
         commit = checkpoint.latest(store, record)
     else:
