@@ -132,7 +132,7 @@ SPACE = ["--search.space", "{optim.lr: {grid: [0.001, 0.002, 0.004, 0.008]}}", "
 
 
 def test_killed_search_and_the_same_command_again_end_with_the_same_answer(start, bucket):
-    command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "20"]
+    command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "20", "--train.metric", "loss"]
     whole, err = finish(start(*command, verb="search"))
     assert "Traceback" not in err
     assert len(err.splitlines()) < 15, err  # no noise
