@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray zoo demo bench format clean
+.PHONY: install test others check quick s3 ray slow zoo demo bench format clean
 
 install: .venv/.installed
 
@@ -30,7 +30,10 @@ s3: install
 	$(PYTEST) tests/s3
 
 ray: install
-	$(PYTEST) tests/ray
+	$(PYTEST) tests/ray -m 'not slow'
+
+slow: install
+	$(PYTEST) tests -m slow
 
 zoo: install
 	$(PYTEST) tests/zoo

@@ -131,6 +131,7 @@ def test_sigterm_commits_and_leaves_with_75(start, bucket):
 SPACE = ["--search.space", "{optim.lr: {grid: [0.001, 0.002, 0.004, 0.008]}}", "--search.concurrent", "2"]
 
 
+@pytest.mark.slow
 def test_killed_search_and_the_same_command_again_end_with_the_same_answer(start, bucket):
     command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "20", "--train.metric", "loss"]
     whole, err = finish(start(*command, verb="search"))

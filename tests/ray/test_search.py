@@ -48,7 +48,7 @@ def test_trials_of_a_pack_end_with_the_same_bits_as_each_alone(searched):
         assert final_hashes(packed) == final_hashes(root.child(f"alone-{depth}"))
 
 
-@pytest.mark.parametrize("reuse", ["activations", "pixels"])
+@pytest.mark.parametrize("reuse", ["activations", pytest.param("pixels", marks=pytest.mark.slow)])
 def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
     shared, _ = searched
     changes = {"run.name": reuse, "search.reuse": reuse, "search.cache": str(tmp_path)}
@@ -113,6 +113,7 @@ def test_losers_are_stopped_early_and_a_trial_that_diverges_fails_alone(digits, 
     assert by_rate[found["best"]["config"]["optim.lr"]]["evaluations"] == 4
 
 
+@pytest.mark.slow
 def test_a_population_copies_winners_and_changes_them(digits, tmp_path):
     changes = {
         "search.space": {"optim.lr": {"loguniform": [1e-5, 3e-2]}},
@@ -149,6 +150,7 @@ def test_a_budget_ends_a_search_with_what_it_has(digits, tmp_path):
     assert all("budget" in each["reason"] for each in found["trials"])
 
 
+@pytest.mark.slow
 def test_the_best_are_confirmed_and_refitted_and_the_next_search_starts_from_them(digits, tmp_path):
     space = {"optim.lr": {"loguniform": [1e-3, 1e-2]}, "model.unfreeze": {"choice": [0, "all"]}}
     changes = {

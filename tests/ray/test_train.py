@@ -90,7 +90,7 @@ def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(run, storage):
     assert in_training["val_loss"] == found[0]["metrics"]["loss"]
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_worker_changes_no_bit_of_the_result(world, digits, tmp_path):
     whole = settings(digits, tmp_path, "whole", **{"train.workers": world})
     raycnn.train(whole)
