@@ -1,4 +1,4 @@
-"""jobs/train.py through `ray job submit` on a cluster with token authentication, against a real object store."""
+"""jobs/train.py and jobs/search.py through `ray job submit` on a cluster with token authentication, against a real object store."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def ray_job(head, *arguments):
     return done.stdout
 
 
-def submit(head, name, config, *more):
-    """Submit jobs/train.py with the project as the working directory, as the README says; followed unless told."""
+def submit(head, name, config, *more, verb="train"):
+    """Submit jobs/VERB.py with the project as the working directory, as the README says; followed unless told."""
     code = head.temp_dir / "code"
     if not code.exists():
         for part in ("raycnn", "jobs"):
@@ -48,7 +48,7 @@ def submit(head, name, config, *more):
     (code / "run.yaml").write_text(json.dumps(config))
     environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
     options = ["--submission-id", name, "--working-dir", str(code), "--runtime-env-json", environment, *more]
-    return ray_job(head, "submit", *options, "--", sys.executable, "jobs/train.py", "run.yaml", "--json")
+    return ray_job(head, "submit", *options, "--", sys.executable, f"jobs/{verb}.py", "run.yaml", "--json")
 
 
 def wait_for(condition, timeout_s=120):
@@ -59,12 +59,17 @@ def wait_for(condition, timeout_s=120):
     return found
 
 
-def test_submit_stop_and_resubmit(head, bucket, digits):
+def config_of(bucket, digits, **sections):
+    """CONFIG on the digits, which are put into the bucket."""
     source = open_store(f"s3://{bucket}/digits")
     for path in digits.rglob("*.png"):
         source.put(str(path.relative_to(digits)), path.read_bytes())
     run = {"name": "job", "storage": f"s3://{bucket}/runs"}
-    config = {**CONFIG, "run": run, "data": {**CONFIG["data"], "source": f"s3://{bucket}/digits"}}
+    return {**CONFIG, "run": run, "data": {**CONFIG["data"], "source": f"s3://{bucket}/digits"}, **sections}
+
+
+def test_submit_stop_and_resubmit(head, bucket, digits):
+    config = config_of(bucket, digits)
     store = open_store(f"s3://{bucket}/runs/job")
 
     submit(head, "first", config, "--no-wait")
@@ -89,3 +94,15 @@ def test_submit_stop_and_resubmit(head, bucket, digits):
     assert steps == sorted(set(steps))  # nothing lost, nothing twice
     assert final_hashes(store)["step"] == total
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in logs + output
+
+
+@pytest.mark.slow
+def test_a_search_as_a_job(head, bucket, digits):
+    search = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "confirm": [0, 0], "cache": str(head.temp_dir / "cache")}
+    train = {**CONFIG["train"], "epochs": 2, "workers": 1}
+    output = submit(head, "search", config_of(bucket, digits, search=search, train=train), verb="search")
+    result = json.loads(next(line for line in output.splitlines() if line.startswith('{"run"')))
+    assert [trial["status"] for trial in result["trials"]] == ["finished", "finished"]
+    newest = checkpoint.latest(open_store(f"s3://{bucket}/runs/job"), None)
+    assert result["best"]["checkpoint"].endswith(newest.name)
+    assert result["test"]["metrics"]["accuracy"] is not None
