@@ -1,4 +1,4 @@
-"""jobs/train.py and jobs/search.py through `ray job submit` on a cluster with token authentication, against a real object store."""
+"""jobs/*.py through `ray job submit` on a cluster with token authentication, against a real object store."""
 
 from __future__ import annotations
 
