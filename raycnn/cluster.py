@@ -85,8 +85,6 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's core writes to our stderr
     scratch = tempfile.mkdtemp(prefix="raycnn-") if address == "local" else None
     level = logging.INFO if verbose else logging.ERROR
     try:
