@@ -64,10 +64,16 @@ def divide_cpus(total: float, workers: int, *, gpus: bool) -> CpuDivision:
 
 def division(workers: int) -> CpuDivision:
     """`divide_cpus` for the cluster that this process is connected to; GPUs are used where every rank can have one."""
+    found = resources()
+    return divide_cpus(found["CPU"], workers, gpus=found.get("GPU", 0) >= workers)
+
+
+def resources() -> dict[str, float]:
+    """Ray's resources of the cluster that this process is connected to, by name."""
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return divide_cpus(resources["CPU"], workers, gpus=resources.get("GPU", 0) >= workers)
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
 
 
 @contextlib.contextmanager

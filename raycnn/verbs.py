@@ -49,17 +49,10 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     """
     from raycnn.cluster import connect
     from raycnn.data.manifest import read_index
-    from raycnn.storage import open_store
     from raycnn.training.fit import fit, hold
-    from raycnn.training.run import check_identity, check_kind, read_run
 
     settings = dated(load_config(config))
-    storage = open_store(settings.run.storage)
-    store = storage.child(settings.run.name)
-    facts = read_run(store)
-    if facts:
-        check_kind(facts, "train", store.uri)
-        check_identity(settings, facts, store.uri)
+    storage, store, facts = _open(settings, "train")
     with hold(store) as lease, connect(address, verbose=verbose):
         pinned = read_index(storage, facts.index) if facts else _index(settings, show)
         return fit(settings, store, pinned, lease, show)
@@ -81,19 +74,12 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     from raycnn.searching.former import find_former
     from raycnn.searching.search import ended_result, settings_of
     from raycnn.searching.search import search as run
-    from raycnn.storage import open_store
     from raycnn.training.fit import hold
-    from raycnn.training.run import check_identity, check_kind, read_run
 
     wanted = load_config(config)
     settings = settings_of(dated(wanted))
     former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
-    storage = open_store(settings.run.storage)
-    store = storage.child(settings.run.name)
-    facts = read_run(store)
-    if facts:
-        check_kind(facts, "search", store.uri)
-        check_identity(settings, facts, store.uri)
+    storage, store, facts = _open(settings, "search")
     if ended := ended_result(settings, store):
         return ended
     with hold(store) as lease, connect(address, verbose=verbose):
@@ -173,6 +159,20 @@ def load(run: str, step: int | str = "best") -> Any:
     store = open_store(run)
     _, commit = find_commit(store, step)
     return read_classifier(store, commit, "float32", torch.device("cpu"))
+
+
+def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
+    """(the root of run.storage, the run's folder, its facts); CheckpointError if it was started as something else."""
+    from raycnn.storage import open_store
+    from raycnn.training.run import check_identity, check_kind, read_run
+
+    storage = open_store(config.run.storage)
+    store = storage.child(config.run.name)
+    facts = read_run(store)
+    if facts:
+        check_kind(facts, kind, store.uri)
+        check_identity(config, facts, store.uri)
+    return storage, store, facts
 
 
 def _index(config: Config, show: Show) -> Any:

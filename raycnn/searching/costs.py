@@ -78,8 +78,9 @@ def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[int,
     """
     seconds = {depth: _seconds(costs, cut, uses.per_view) for depth, cut in costs.cuts.items()}
     plans: dict[str, dict[int, Choice]] = {name: dict.fromkeys(seconds, name) for name in CHOICES}
-    kept: list[Choice] = ["activations", "pixels"]
-    plans["auto"] = {depth: min(kept, key=lambda name, by=by: by[name]) for depth, by in seconds.items()}  # type: ignore[misc]
+    plans["auto"] = {
+        depth: "activations" if by["activations"] <= by["pixels"] else "pixels" for depth, by in seconds.items()
+    }
     if wanted != "auto":
         fits = kept_bytes(costs, plans[wanted], uses.views) <= limit_bytes
         return plans[wanted if fits else "share"]

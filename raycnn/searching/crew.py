@@ -38,15 +38,18 @@ class Crew:
     cpus: CpuDivision
 
 
+def num_places(config: Config, resources: dict[str, float]) -> int:
+    """Ranks that a cluster with these Ray resources carries: one for each GPU, or core that a rank computes with."""
+    return int(resources.get("GPU", 0)) or max(1, int(resources["CPU"] // config.train.threads))
+
+
 def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> Crew:
     """The crew for a cluster with these Ray resources: a pack for every GPU, or every core that a rank computes with.
 
     Raises:
         ConfigError: the packs that the config asks for, or one pack of its workers, do not fit.
     """
-    ranks, threads = config.train.workers, config.train.threads
-    gpus, cpus = int(resources.get("GPU", 0)), resources["CPU"]
-    places = gpus if gpus else max(1, int(cpus // threads))
+    ranks, gpus, places = config.train.workers, int(resources.get("GPU", 0)), num_places(config, resources)
     fitting = places // ranks
     wanted = config.search.packs or max(1, min(fitting, num_trials))
     if wanted > fitting:
@@ -56,7 +59,7 @@ def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> C
             where="search.packs" if config.search.packs else "train.workers",
             fix=f"use at most {places} workers in all packs together",
         )
-    division = divide_cpus(cpus, wanted * ranks, gpus=gpus > 0)
+    division = divide_cpus(resources["CPU"], wanted * ranks, gpus=gpus > 0)
     division = replace(division, task=round(division.task * _TASK_SHARE, 3))
     concurrent = config.search.concurrent or _TRIALS_PER_PACK * wanted
     return Crew(wanted, ranks, min(concurrent, num_trials, CALLS_AT_ONCE), division)

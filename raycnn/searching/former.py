@@ -67,10 +67,6 @@ def find_former(pattern: str, name: str, storage: str) -> Former | None:
     root = open_store(storage)
     for other in sorted(root.folders(), reverse=True):
         store = root.child(other)
-        if (
-            other < name
-            and fits.fullmatch(other)
-            and any(e.key == "search/result.json" for e in store.list("search/result"))
-        ):
+        if other < name and fits.fullmatch(other) and any(store.list(records.RESULT)):
             return Former(other, store)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, world: int, cache
             learner.backward(inputs, labels, labels == 0, len(labels))
             learner.step(1e-6)
 
-        prefix_s = _seconds(lambda base=base: body.prefix.taps(images, [base]))  # type: ignore[misc]
+        prefix_s = _seconds(partial(body.prefix.taps, images, [base]))
         keep_s, take_s = _cache_seconds(cache, to_rows(tap), base)
         state = sum(p.numel() * p.element_size() for group in learner.optimizer.param_groups for p in group["params"])
         cuts[base] = CutCost(

@@ -148,8 +148,8 @@ class Pack:
     def _join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
         place = self._rank.place(trial, source)
         key, step = self._everywhere("join", trial, values, place, spent_s)
-        self._keys[trial] = key
         with self._changed:
+            self._keys[trial] = key
             self._seating.sit(trial, key, step, time.monotonic())
         return int(step)
 

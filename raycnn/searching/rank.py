@@ -100,16 +100,11 @@ class PackRank:
         self.shares.forget({used for used, _ in self._members.values()})
         return key, member.state.step
 
-    def next_stop(self, trials: list[str]) -> int:
-        """The step after which one of these trials, which stand together, is evaluated next."""
-        members = [self._members[trial][1] for trial in trials]
-        return min(member.next_evaluation() for member in members)
-
     def train(self, trials: list[str]) -> dict[str, dict[str, Any]]:  # all ranks
         """Train these trials, which stand together, to the next evaluation; how each came out."""
         members = {trial: self._members[trial][1] for trial in trials}
         shared = self.shares[self._members[trials[0]][0]]
-        until = self.next_stop(trials)
+        until = min(member.next_evaluation() for member in members.values())
         if isinstance(shared.feed, ReusingFeed):
             with shared.clock("fill"):
                 first = next(iter(members.values())).state.step

@@ -10,6 +10,7 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 
 FOLDER = "search/trials"
+RESULT = "search/result.json"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
+from raycnn.cluster import resources
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, content_hash, write_index
+from raycnn.searching.crew import num_places
 from raycnn.searching.winner import Winner
 from raycnn.storage import Store
 from raycnn.training import checkpoint
@@ -36,7 +36,7 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
         "run.storage": f"{store.uri}/{FOLDER}",
         "run.name": NAME,
         "train.epochs": winner.commit.step * chosen.train.global_batch / rows,
-        "train.workers": full_width(chosen, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+        "train.workers": full_width(chosen, resources()),
     }
     folder = store.child(f"{FOLDER}/{NAME}")
     with hold(folder) as lease:
@@ -58,7 +58,6 @@ def joined(index: Index) -> Index:
     return replace(index, hash=content_hash(table, index.kind, index.classes), manifest=table)
 
 
-def full_width(config: Config, resources: dict[str, Any]) -> int:
-    """The most workers that divide the global batch, one for each GPU, or core that a rank computes with."""
-    places = int(resources.get("GPU", 0)) or max(1, int(resources["CPU"] // config.train.threads))
-    return max(n for n in range(1, places + 1) if config.train.global_batch % n == 0)
+def full_width(config: Config, resources: dict[str, float]) -> int:
+    """The most workers that divide the global batch and that a cluster with these Ray resources carries."""
+    return max(n for n in range(1, num_places(config, resources) + 1) if config.train.global_batch % n == 0)

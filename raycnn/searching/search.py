@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Final
+from typing import Any
 
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index
@@ -13,7 +13,7 @@ from raycnn.searching.answer import goal
 from raycnn.searching.costs import describe
 from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
-from raycnn.searching.records import TrialRecord
+from raycnn.searching.records import RESULT, TrialRecord
 from raycnn.searching.refit import refit
 from raycnn.searching.space import check
 from raycnn.searching.summary import overview, yaml_of
@@ -22,8 +22,6 @@ from raycnn.searching.winner import keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.fit import Show
-
-RESULT: Final = "search/result.json"
 
 
 def settings_of(config: Config) -> Config:

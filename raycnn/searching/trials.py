@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import ray
 
+from raycnn.cluster import resources
 from raycnn.config import Config, load_config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import CheckpointError, DataError, PreconditionFailed
+from raycnn.errors import CheckpointError, PreconditionFailed
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
@@ -30,7 +31,7 @@ from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.due import evaluation_due
-from raycnn.training.fit import Show, asked_to_leave
+from raycnn.training.fit import Show, asked_to_leave, require_classes
 from raycnn.training.metrics import Mode
 from raycnn.training.phases import deepest
 from raycnn.training.run import create_run
@@ -69,14 +70,11 @@ class Trials:
     def run(self) -> list[TrialRecord]:
         """Run what is left of the trials; all records, or those until the search was asked to leave."""
         config = self.config
-        if self.index.kind != "class":
-            raise DataError(
-                f"the targets are of the kind {self.index.kind!r}", where=f"data.source {self.index.source}"
-            )
+        require_classes(self.index)
         create_run(config, self.store, self.index.hash, self.index.classes, "search")
         pin(self.store, config)
         total = num_trials(config.search)
-        self.crew = size_crew(config, total, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        self.crew = size_crew(config, total, resources())
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
         with asked_to_leave() as self.leaving, crew_of(job, self.crew) as packs:
             self._weigh(list(packs.values()), total)
@@ -103,8 +101,7 @@ class Trials:
         uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
         self.choices = choose(self.costs, uses, config.search.cache_bytes, config.search.reuse)
         self.kept_bytes = kept_bytes(self.costs, self.choices, views)
-        memory = ray.cluster_resources()["memory"]  # type: ignore[no-untyped-call]
-        self.crew = fit_memory(self.crew, self.costs, memory)
+        self.crew = fit_memory(self.crew, self.costs, resources()["memory"])
         ray.get([pack.keep.remote(Keeping(self.choices, n % on_node, on_node)) for n, pack in enumerate(packs)])
         told = ", ".join(f"{choice} at depth {depth}" for depth, choice in sorted(self.choices.items()))
         self.show({}, [f"of the frozen prefix: {told}"])

@@ -49,9 +49,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     Raises:
         RaycnnError: as the run ends.
     """
-    if index.kind != "class":
-        fix = "give one class per image"
-        raise DataError(f"the targets are of the kind {index.kind!r}", where=f"data.source {index.source}", fix=fix)
+    require_classes(index)
     with asked_to_leave() as leaving:
         record = read_lease(store)
         create_run(config, store, index.hash, index.classes)
@@ -64,6 +62,13 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         if outcome is None:
             outcome = _run_workers(config, index.hash, lease, leaving, show)
     return _result(config, plan, outcome)
+
+
+def require_classes(index: Index) -> None:
+    """DataError unless every row has one class."""
+    if index.kind != "class":
+        fix = "give one class per image"
+        raise DataError(f"the targets are of the kind {index.kind!r}", where=f"data.source {index.source}", fix=fix)
 
 
 def _refuse_restart(store: Store, record: LeaseRecord) -> None:
