@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray slow zoo demo bench format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults zoo demo bench format clean
 
 install: .venv/.installed
 
@@ -16,7 +16,7 @@ test: install
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target ray others
 
 others:
-	nice -n 19 $(MAKE) --no-print-directory --jobs=1 check quick s3 zoo
+	nice -n 19 $(MAKE) --no-print-directory --jobs=1 check quick s3 faults zoo
 
 check: install
 	$(BIN)/ruff check .
@@ -32,8 +32,15 @@ s3: install
 ray: install
 	$(PYTEST) tests/ray -m 'not slow'
 
+faults: install
+	$(PYTEST) tests/faults -m 'not slow'
+
 slow: install
-	$(PYTEST) tests -m slow
+	$(PYTEST) tests --ignore=tests/faults -m slow
+
+# Every fault, half an hour; ends with a table of them.
+test-faults: install
+	$(PYTEST) tests/faults
 
 zoo: install
 	$(PYTEST) tests/zoo
