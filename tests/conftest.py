@@ -6,8 +6,12 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from raycnn.demo.server import ObjectServer
+
+settings.register_profile("untimed", deadline=None)  # no test depends on the clock of a noisy machine
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

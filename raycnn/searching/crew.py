@@ -17,7 +17,9 @@ from raycnn.searching.shares import PackJob
 
 CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
-_TRIALS_PER_PACK: Final = 8
+_SPARE_CALLS: Final = 16  # for trials that leave, and for the driver, while all others wait
+_TOGETHER: Final = 8
+_IN_TURN: Final = 3
 _TASK_SHARE: Final = 0.8  # trials take a little of each CPU too, and a task that just does not fit waits for ever
 
 
@@ -61,8 +63,18 @@ def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> C
         )
     division = divide_cpus(resources["CPU"], wanted * ranks, gpus=gpus > 0)
     division = replace(division, task=round(division.task * _TASK_SHARE, 3))
-    concurrent = config.search.concurrent or _TRIALS_PER_PACK * wanted
+    concurrent = config.search.concurrent or _TOGETHER * wanted
     return Crew(wanted, ranks, min(concurrent, num_trials, CALLS_AT_ONCE), division)
+
+
+def take_turns(crew: Crew, config: Config) -> Crew:
+    """The crew for trials that find everything in the cache: more of them at once would share nothing more.
+
+    Each is an actor that costs seconds to start, and those that come later know more of the others' results.
+    """
+    if config.search.concurrent:
+        return crew
+    return replace(crew, concurrent=min(crew.concurrent, _IN_TURN * crew.packs))
 
 
 def fit_memory(crew: Crew, costs: Costs, memory_bytes: float) -> Crew:
@@ -97,7 +109,7 @@ def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
             name = f"raycnn-{token}-pack-{number}"
             own = [ray.remote(Peer).options(**options).remote(job) for _ in range(1, crew.ranks)]
             # a pack that dies comes back empty, and its trials join it again from their last commits
-            own_life = {"name": name, "max_restarts": 0 if own else -1, "max_concurrency": CALLS_AT_ONCE}
+            own_life = {"name": name, "max_restarts": 0 if own else -1, "max_concurrency": CALLS_AT_ONCE + _SPARE_CALLS}
             packs[name] = ray.remote(Pack).options(**options, **own_life).remote(job, own)
             peers += own
         ray.get([pack.ready.remote() for pack in packs.values()])

@@ -1,7 +1,11 @@
-"""The actor that trains the trials of one GPU (or core): they ask for their next evaluation, it takes turns."""
+"""The actor that trains the trials of one GPU (or core): they ask for their next evaluation, it takes turns.
+
+Whoever holds a handle of an actor imports its module: this one is light, so that trials start without torch.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import threading
@@ -9,16 +13,15 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from raycnn.errors import RaycnnError, encode_error
-from raycnn.searching.costs import Costs
-from raycnn.searching.rank import PackRank
 from raycnn.searching.seating import Seating
-from raycnn.searching.shares import Keeping, PackJob
-from raycnn.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from raycnn.searching.costs import Costs
+    from raycnn.searching.rank import PackRank
+    from raycnn.searching.shares import Keeping, PackJob
 
 Outcome = dict[str, Any]
 
@@ -32,14 +35,19 @@ class Pack:
     """
 
     def __init__(self, job: PackJob, peers: list[Any]) -> None:
+        from raycnn.searching.rank import open_rank
+
         logging.captureWarnings(True)
         self._peers, world = peers, len(peers) + 1
         rendezvous = _free_address() if peers else None
         for number, peer in enumerate(peers, 1):
             peer.begin.remote(rendezvous, number, world)
-        self._rank = PackRank(job, _ranks(rendezvous, 0, world), _device())
+        self._rank = open_rank(job, rendezvous, 0, world)
         self._seating = Seating()
         self._orders: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._paused = False
+        self._tickets = itertools.count()
+        self._ticket_of: dict[str, int] = {}
         self._keys: dict[str, str] = {}
         self._results: dict[str, deque[Outcome]] = defaultdict(deque)
         self._changed = threading.Condition()
@@ -50,9 +58,9 @@ class Pack:
         """Answers when the pack is there."""
 
     def join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
-        """Take a trial in, from its own newest commit or from another's (id, step); the step it stands at."""
-        step: int = self._order(lambda: self._join(trial, values, source, spent_s))
-        return step
+        """Take a trial in, from its own newest commit or from another's (id, step); the ticket that it leaves with."""
+        ticket: int = self._order(lambda: self._join(trial, values, source, spent_s))
+        return ticket
 
     def advance(self, trial: str) -> Outcome:
         """Train the trial, and all that stand with it, to its next evaluation.
@@ -69,28 +77,39 @@ class Pack:
                 return {"fatal": self._failure}
             return self._results[trial].popleft() if self._results.get(trial) else {"status": "stopped"}
 
-    def leave(self, trial: str) -> None:
-        """The trial goes on no more; if it is training, it stops after this step."""
-        self._rank.stop(trial)
+    def leave(self, trial: str, ticket: int | None = None) -> None:
+        """The trial goes on no more; if it is training alone on its rank, it stops after this step.
+
+        A ticket of before its last `join` is late and says nothing; None is for good.
+        """
         with self._changed:
+            if ticket is not None and ticket != self._ticket_of.get(trial):
+                return
+            if not self._peers:  # ranks that share a trial go on together to its next evaluation
+                self._rank.stop(trial)
             self._seating.leave(trial)
             self._results.pop(trial, None)
             self._keys.pop(trial, None)
             self._changed.notify_all()
         self._order(lambda: self._everywhere("drop", trial))
 
+    def pause(self) -> None:
+        """Commit what trains after this step, and train nothing more; who asked, and asks, waits for its end."""
+        self._paused = True
+        self._rank.leaving = True
+
     def measure(self, values: list[dict[str, Any]]) -> Costs:
         """See Shares.measure; of rank 0."""
-        costs: Costs = self._order(lambda: self._everywhere("measure", values))
+        costs: Costs = self._order(lambda: self._everywhere("shares.measure", values))
         return costs
 
     def keep(self, keeping: Keeping) -> None:
         """See Shares.keep."""
-        self._order(lambda: self._everywhere("keep", keeping))
+        self._order(lambda: self._everywhere("shares.keep", keeping))
 
     def close(self) -> None:
         """See Shares.close; the last call."""
-        self._order(lambda: self._everywhere("close"))
+        self._order(lambda: self._everywhere("shares.close"))
 
     def counters(self) -> dict[str, Any]:
         """See Shares.counters; of rank 0."""
@@ -109,7 +128,7 @@ class Pack:
         while True:
             with self._changed:
                 turn: list[str] = []
-                while not self._orders and not (turn := self._seating.turn(time.monotonic())):
+                while not self._orders and not (turn := self._next_turn()):
                     self._changed.wait(self._seating.wait_s(time.monotonic()))
                 order = self._orders.popleft() if self._orders else None
             if order is not None:
@@ -123,7 +142,11 @@ class Pack:
             except Exception as error:  # a fault of this program: told to the driver, which ends the search
                 self._fail(encode_error(RaycnnError(f"{type(error).__name__}: {error}", where="a pack of the search")))
                 continue
-            self._tell(turn, outcomes)
+            if not self._paused:
+                self._tell(turn, outcomes)
+
+    def _next_turn(self) -> list[str]:
+        return [] if self._paused else self._seating.turn(time.monotonic())
 
     def _tell(self, turn: list[str], outcomes: dict[str, Outcome]) -> None:
         now = time.monotonic()
@@ -150,8 +173,9 @@ class Pack:
         key, step = self._everywhere("join", trial, values, place, spent_s)
         with self._changed:
             self._keys[trial] = key
+            self._ticket_of[trial] = ticket = next(self._tickets)
             self._seating.sit(trial, key, step, time.monotonic())
-        return int(step)
+        return ticket
 
     def _everywhere(self, method: str, *arguments: Any) -> Any:  # all ranks
         import ray
@@ -171,10 +195,12 @@ class Peer:
 
     def begin(self, rendezvous: str, rank: int, world: int) -> None:
         """Meet the others."""
-        self._rank = PackRank(self._job, _ranks(rendezvous, rank, world), _device())
+        from raycnn.searching.rank import open_rank
+
+        self._rank = open_rank(self._job, rendezvous, rank, world)
 
     def do(self, method: str, *arguments: Any) -> None:
-        """Call a method of its PackRank."""
+        """Call a method of its PackRank, see there."""
         self._rank.do(method, *arguments)
 
 
@@ -193,16 +219,3 @@ def _free_address() -> str:
     with socket.socket() as found:
         found.bind(("", 0))
         return f"tcp://{address}:{found.getsockname()[1]}"
-
-
-def _ranks(rendezvous: str | None, rank: int, world: int) -> Ranks:
-    if rendezvous is not None:
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world)
-    return Ranks()
-
-
-def _device() -> torch.device:
-    import ray
-
-    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class PackRank:
         job: the driver's word.
         ranks: of the pack.
         device: where to compute.
+
+    Attributes:
+        leaving: whether to commit after this step and stop; of rank 0, which the others follow.
     """
 
     def __init__(self, job: PackJob, ranks: Ranks, device: torch.device) -> None:
@@ -58,10 +62,11 @@ class PackRank:
         self._index: Index = read_index(storage, job.index, columns=INDEX_COLUMNS)
         self.shares = Shares(job, storage, self._index, ranks, device)
         self._members: dict[str, tuple[str, Member]] = {}
+        self.leaving = False
 
     def do(self, method: str, *arguments: Any) -> Any:  # all ranks
-        """Call a method of it, or of its shares, by name."""
-        return getattr(self if hasattr(self, method) else self.shares, method)(*arguments)
+        """Call a method by its dotted name, of it or of its shares."""
+        return attrgetter(method)(self)(*arguments)
 
     def place(self, trial: str, source: tuple[str, int] | None) -> Place:
         """Take the trial's folder; find where it goes on from: its newest commit, or `source`, another's (id, step)."""
@@ -101,16 +106,19 @@ class PackRank:
         return key, member.state.step
 
     def train(self, trials: list[str]) -> dict[str, dict[str, Any]]:  # all ranks
-        """Train these trials, which stand together, to the next evaluation; how each came out."""
+        """Train these trials, which stand together, to the next evaluation unless it is leaving; how each came out."""
         members = {trial: self._members[trial][1] for trial in trials}
         shared = self.shares[self._members[trials[0]][0]]
         until = min(member.next_evaluation() for member in members.values())
         if isinstance(shared.feed, ReusingFeed):
             with shared.clock("fill"):
                 first = next(iter(members.values())).state.step
-                shared.feed.prepare(first, until)
-        train(list(members.values()), shared.feed, self._ranks, shared.bad_rows, None, shared.clock, until)
-        for member in members.values():
+                shared.feed.prepare(first, until, lambda: self.leaving)
+        together = list(members.values())
+        train(together, shared.feed, self._ranks, shared.bad_rows, None, shared.clock, until, lambda: self.leaving)
+        for member in together:
+            if member.state.step != until and not member.ended:
+                member.commit(evaluated=False)
             member.error = member.error or member.recorder.close()
         return {trial: _outcome(member) for trial, member in members.items()}
 
@@ -147,3 +155,13 @@ def _outcome(member: Member) -> dict[str, Any]:
         "status": member.status,
         "error": encode_error(member.error) if isinstance(member.error, RaycnnError) else None,
     }
+
+
+def open_rank(job: PackJob, rendezvous: str | None, rank: int, world: int) -> PackRank:
+    """The rank of this process; of several, once all have met at the address `rendezvous`."""
+    import ray
+
+    if rendezvous is not None:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world)
+    return PackRank(job, Ranks(), torch.device("cuda" if ray.get_gpu_ids() else "cpu"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,8 +67,8 @@ class ReusingFeed(Feed):
         self._train = self._tables(blanks, task.reader, train=True) if blanks else None
         self._val = self._tables(blanks, task.scanner, train=False) if blanks else None
 
-    def prepare(self, start: int, stop: int) -> None:
-        """Have what is to be kept for the steps [start, stop) and the validation rows in the cache."""
+    def prepare(self, start: int, stop: int, leaving: Callable[[], bool] = lambda: False) -> None:
+        """Have what is to be kept for the steps [start, stop) and the validation rows in the cache, unless leaving."""
         if self._train is None or self._val is None:
             return
         task, world, turns = self.task, self._world, self._reuse.turns
@@ -77,11 +77,11 @@ class ReusingFeed(Feed):
         if self._train.usable(epochs):
             for turn in self._turns(f"train {start} {stop}"):
                 order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
-                self._fill(self._train, task.reader, task.table, order)
+                self._fill(self._train, task.reader, task.table, order, leaving)
         if self._val.usable([0]):
             for turn in self._turns("val"):
                 scan = self._scan(self._rank + world * turn, world * turns)
-                self._fill(self._val, task.scanner, task.validation, scan)
+                self._fill(self._val, task.scanner, task.validation, scan, leaving)
 
     def batch(self, step: int) -> Batch:
         """From the cache if all of it is there, else from the stream."""
@@ -139,12 +139,16 @@ class ReusingFeed(Feed):
         chunk = self.task.chunk
         return ScanOrder(len(self.task.validation), chunk, batches_per_block(chunk), rank, world)
 
-    def _fill(self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order) -> None:
+    def _fill(
+        self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order, leaving: Callable[[], bool]
+    ) -> None:
         parts = list(_parts(order))
         if kept.there(parts):
             return
         batches = stream(reader, table, order, task_cpus=self.task.task_cpus)
         for part, batch in zip(parts, batches, strict=True):
+            if leaving():
+                return
             values: dict[str, Array] = {}
             if self._dtypes:
                 taps = super().inputs(batch, self._dtypes)

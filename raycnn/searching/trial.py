@@ -25,7 +25,7 @@ class Trial(tune.Trainable):
         """Join the pack."""
         self._source: tuple[str, int] | None = None
         self._step = -1
-        self._joined = False
+        self._ticket: int | None = None
         self._settings = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -41,13 +41,13 @@ class Trial(tune.Trainable):
             try:
                 pack = ray.get_actor(config["pack"])
                 ray.get(pack.ready.remote())
-                if not self._joined:
-                    ray.get(pack.join.remote(config["id"], config["values"], self._source, config["spent_s"]))
-                    self._joined = True
+                if self._ticket is None:
+                    joined = pack.join.remote(config["id"], config["values"], self._source, config["spent_s"])
+                    self._ticket = ray.get(joined)
                 outcome: dict[str, Any] = ray.get(pack.advance.remote(config["id"]))
                 return self._result(outcome)
             except ray.exceptions.RayActorError:
-                self._joined, self._source = False, None
+                self._ticket, self._source = None, None
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, RaycnnError):
                     raise
@@ -72,9 +72,9 @@ class Trial(tune.Trainable):
         self._leave()
 
     def _leave(self) -> None:
-        if self._joined:
-            ray.get_actor(self._settings["pack"]).leave.remote(self._settings["id"])
-            self._joined = False
+        if self._ticket is not None:
+            ray.get_actor(self._settings["pack"]).leave.remote(self._settings["id"], self._ticket)
+            self._ticket = None
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
         config = self._settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,8 +18,9 @@ from raycnn.errors import CheckpointError, PreconditionFailed
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
+from raycnn.searching.budget import Budget
 from raycnn.searching.costs import Costs, CutCost, Uses, choose, kept_bytes
-from raycnn.searching.crew import crew_of, fit_memory, size_crew
+from raycnn.searching.crew import crew_of, fit_memory, size_crew, take_turns
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
@@ -61,7 +61,6 @@ class Trials:
     first: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
-        self.started = time.monotonic()
         self.metric, self.mode = goal(self.config)
         self.plan = Plan(len(self.index.rows("train")), self.config.train.global_batch, 0)
         self.leaving = threading.Event()
@@ -75,6 +74,7 @@ class Trials:
         pin(self.store, config)
         total = num_trials(config.search)
         self.crew = size_crew(config, total, resources())
+        self.budget = Budget(config.search, self.store, self.crew.packs * self.crew.ranks)
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
         with asked_to_leave() as self.leaving, crew_of(job, self.crew) as packs:
             self._weigh(list(packs.values()), total)
@@ -101,6 +101,8 @@ class Trials:
         uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
         self.choices = choose(self.costs, uses, config.search.cache_bytes, config.search.reuse)
         self.kept_bytes = kept_bytes(self.costs, self.choices, views)
+        if "share" not in self.choices.values():
+            self.crew = take_turns(self.crew, config)
         self.crew = fit_memory(self.crew, self.costs, resources()["memory"])
         ray.get([pack.keep.remote(Keeping(self.choices, n % on_node, on_node)) for n, pack in enumerate(packs)])
         told = ", ".join(f"{choice} at depth {depth}" for depth, choice in sorted(self.choices.items()))
@@ -125,22 +127,23 @@ class Trials:
         board = Board(self.store, self.config, self.plan, self.mode, stage, list(packs), known, self._start_weights)
 
         def news() -> None:
+            self.budget.note()
             self.show({"phase": _progress(board, stage, self.metric, self.mode)}, [])
 
-        run_stage(board, scheduler, self.mode, self.crew.concurrent, self._leave, news)
+        def leave() -> bool:
+            self.over_budget = self.over_budget or self.budget.over()
+            if not self._interrupted():
+                return False
+            for pack in packs.values():
+                pack.pause.remote()
+            return True
+
+        run_stage(board, scheduler, self.mode, self.crew.concurrent, leave, news)
+        self.budget.note()
         self.lease.check()
         if self.over_budget:
             board.out_of_budget()
         return list(board.records.values())
-
-    def _leave(self) -> bool:
-        spent, search = time.monotonic() - self.started, self.config.search
-        hours = spent / 3600 * self.crew.packs * self.crew.ranks
-        over = (search.budget_s is not None and spent >= search.budget_s) or (
-            search.budget_gpu_hours is not None and hours >= search.budget_gpu_hours
-        )
-        self.over_budget = self.over_budget or over
-        return self._interrupted()
 
     def _interrupted(self) -> bool:
         return self.over_budget or self.leaving.is_set() or self.lease.lost

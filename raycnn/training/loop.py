@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raycnn.data.reader import PADDING
 from raycnn.errors import RaycnnError
@@ -18,9 +18,9 @@ from raycnn.training.validation import validate
 
 def train(
     members: Sequence[Member], feed: Feed, ranks: Ranks, bad_rows: BadRows, reporter: Reporter | None, clock: Clock,
-    until: int | None = None,
+    until: int | None = None, leaving: Callable[[], bool] = lambda: False,
 ) -> bool:  # fmt: skip
-    """Train members that all stand at the same step until each has ended or stands at step `until`.
+    """Train members that all stand at the same step until each has ended or stands at step `until`, or any rank leaves.
 
     A member that fails has its error noted and leaves; what all depend on (the stream, the store) raises.
 
@@ -36,7 +36,7 @@ def train(
             batch, error = next_batch(feed, step)
         error = error or next(filter(None, (member.recorder.failure() for member in live)), None)
         agreed = ranks.agree(
-            int((batch.rows != PADDING).sum()), leaving=reporter is not None and reporter.leaving,
+            int((batch.rows != PADDING).sum()), leaving=leaving(),
             failed=error is not None, bad_rows=len(batch.failures),
         )  # fmt: skip
         if agreed.failed:

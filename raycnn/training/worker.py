@@ -96,7 +96,11 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     if reporter:
         reporter.line(f"{config.run.name}: continues from its checkpoint {commit.name}" if commit.step else "")
         reporter.progress(step=member.state.step, steps=member.total, rows=config.train.global_batch)
-    train([member], found.feed, ranks, found.bad_rows, reporter, clock)
+
+    def leaving() -> bool:
+        return reporter is not None and reporter.leaving
+
+    train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving)
     with clock("checkpoint"):
         failure = close(member, ranks)
     if failure:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 
+import psutil
 import pytest
 
 import raycnn
 from raycnn.errors import CheckpointError
+from raycnn.searching import records
 from raycnn.storage import open_store
 from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
@@ -61,6 +67,47 @@ def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
     for number in range(3):
         trial = f"search/trials/{number:04d}"
         assert final_hashes(root.child(f"{reuse}/{trial}")) == final_hashes(root.child(f"search/{trial}"))
+
+
+def test_a_pack_over_two_ranks_changes_no_bit(digits, tmp_path):
+    changes = {"train.workers": 2, "search.space": {"model.unfreeze": {"grid": [0, 2]}}, "search.reuse": "activations"}
+    config = settings(digits, tmp_path, "wide", **changes)
+    found = raycnn.search(config)
+    assert [each["status"] for each in found["trials"]] == ["finished", "finished"]
+    root = open_store(str(tmp_path))
+    for number, depth in enumerate((0, 2)):
+        raycnn.train(raycnn.load_config(config, {"run.name": f"alone-{depth}", "model.unfreeze": depth}))
+        assert final_hashes(root.child(f"wide/search/trials/{number:04d}")) == final_hashes(
+            root.child(f"alone-{depth}")
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_of_a_pack_that_is_killed_go_on_from_their_commits(workers, digits, tmp_path):
+    changes = {"train.workers": workers, "search.packs": 1, "train.epochs": 8, "search.reuse": "share"}
+    whole = settings(digits, tmp_path, "whole", **changes)
+    raycnn.search(whole)
+    root = open_store(str(tmp_path))
+    victim = threading.Thread(target=kill_the_pack, args=(root.child("killed"),))
+    victim.start()
+    found = raycnn.search(raycnn.load_config(whole, {"run.name": "killed"}))
+    victim.join()
+    assert [each["status"] for each in found["trials"]] == ["finished"] * 3
+    for number in range(3):
+        trial = f"search/trials/{number:04d}"
+        assert final_hashes(root.child(f"killed/{trial}")) == final_hashes(root.child(f"whole/{trial}"))
+        assert read_lease(root.child(f"killed/{trial}")).epoch > 1
+
+
+def kill_the_pack(store):
+    """kill -9 of the actor that trains, once a trial has been evaluated."""
+    deadline = time.monotonic() + 120
+    while not any(record.evaluations for record in records.read_all(store)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes = psutil.Process().children(recursive=True)
+    os.kill(next(p.pid for p in processes if "ray::Pack" in " ".join(p.cmdline())), signal.SIGKILL)
 
 
 def test_the_answer(searched):

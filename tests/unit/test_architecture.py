@@ -29,6 +29,7 @@ PURE = [
     "raycnn.training.optim",
 ]
 LIGHT = ["raycnn", "raycnn.errors", "raycnn.config", "raycnn.cli"]
+TRIAL = ["raycnn.searching.trial", "raycnn.searching.pack"]
 
 
 def module_name(path: Path) -> str:
@@ -105,3 +106,7 @@ def test_pure_modules_load_neither_ray_nor_boto3() -> None:
 
 def test_the_command_line_and_the_config_load_nothing_heavy() -> None:
     assert loads(LIGHT, {"torch", "ray", "numpy", "boto3", "botocore", "pyarrow", "PIL"}) == ""
+
+
+def test_a_trials_actor_starts_without_torch() -> None:
+    assert loads(TRIAL, {"torch", "boto3"}) == ""
