@@ -132,6 +132,25 @@ SPACE = ["--search.space", "{optim.lr: {grid: [0.001, 0.002, 0.004, 0.008]}}", "
 
 
 @pytest.mark.slow
+def test_a_search_asked_to_leave_commits_in_the_middle_of_a_segment(start, bucket):
+    command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "200", "--train.eval_every", "200"]
+    command += ["--train.checkpoint_every", "100"]
+    job = start(*command, verb="search")
+    store = open_store(f"s3://{bucket}/runs/whole")
+    wait_for_step(store.child("search/trials/0000"), 100, job)
+    os.kill(job.pid, signal.SIGTERM)
+    _, err = finish(job, code=75)
+    assert "the same command continues the search" in err.splitlines()[-1]
+    known = records.read_all(store)
+    assert [record.status for record in known] == ["running", "running"]
+    steps = [checkpoint.latest(store.child(f"search/trials/{record.id}"), None).step for record in known]
+    assert all(step % 100 for step in steps), "the step at which it was asked"
+    again, _ = finish(start(*command, "--search.budget_s", "1", verb="search"))
+    assert [trial["status"] for trial in again["trials"]] == ["stopped", "stopped"]
+    assert all("budget" in trial["reason"] for trial in again["trials"]), "that of the first start counts"
+
+
+@pytest.mark.slow
 def test_killed_search_and_the_same_command_again_end_with_the_same_answer(start, bucket):
     command = [*SPACE, "--search.confirm", "[0, 0]", "--train.epochs", "20", "--train.metric", "loss"]
     whole, err = finish(start(*command, verb="search"))
