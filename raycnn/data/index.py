@@ -70,6 +70,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
         pair = " and ".join(index.conflicts[0])
         _log.warning("equal images with different labels: %d pairs, the first %s", len(index.conflicts), pair)
     if not _is_stored(index, store):
+        store.child("index").sweep()
         write_index(index, store)
     return index
 

@@ -30,7 +30,9 @@ Show = Callable[[dict[str, Any], list[str]], None]
 
 def hold(store: Store) -> Lease:
     """The lease of the run in the folder `store`; a context manager. RunBusyError if another job has it."""
-    return acquire(store, lambda record: checkpoint.newest_step(store, record))
+    lease = acquire(store, lambda record: checkpoint.newest_step(store, record))
+    store.sweep()
+    return lease
 
 
 def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
