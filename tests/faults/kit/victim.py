@@ -15,7 +15,7 @@ from tests.faults.kit.http_faults import Stall
 from tests.faults.kit.proxy import Proxy, Rule
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["raycnn.results.predict", "raycnn.storage.s3", "raycnn.data.index", "pytest"])
+_FORKS.set_forkserver_preload(["tests.faults.kit.operations"])  # else each would import torch and Ray anew
 _CHANGES: Final = frozenset(("os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.utime"))
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _TIMEOUT_S: Final = 60
