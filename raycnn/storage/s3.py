@@ -192,7 +192,7 @@ class S3Store:
 
     def _call(self, key: str, request: Callable[[S3Client], T]) -> T:
         try:
-            s3 = client()
+            s3 = client(min(20.0, self.deadline_s / 3))  # a stall must leave time for another try
             return retrying(lambda: request(s3), passing, deadline_s=self.deadline_s)
         except FAILURES as error:
             raise failure(error, f"s3://{self.bucket}/{self._root}{key}") from None
