@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -126,9 +127,12 @@ class Cut(Fault):
 
 @dataclass(frozen=True)
 class Flip(Fault):
-    """One bit of the body of the answer, or of the request (then it is forwarded so), is the other way round."""
+    """One bit of the body of the answer, or of the request (then it is forwarded so), is the other way round.
 
-    byte: int = -1
+    byte: where; None: somewhere else each time, as on a bad line.
+    """
+
+    byte: int | None = -1
     of_request: bool = False
 
     def before(self, request: Request, closing: threading.Event) -> Answer | None:
@@ -143,5 +147,5 @@ class Flip(Fault):
         if not body:
             return body
         changed = bytearray(body)
-        changed[self.byte % len(body)] ^= 1
+        changed[(random.randrange(len(body)) if self.byte is None else self.byte) % len(body)] ^= 1
         return bytes(changed)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raycnn.errors import StorageError
+from raycnn.results import parts, predict
+from raycnn.results.inference import Scored
 from raycnn.storage import open_store
 from raycnn.storage.aws import client
 from raycnn.storage.s3 import S3Store
 from tests.faults.kit import victim
-from tests.faults.kit.operations import OPERATIONS, moments
+from tests.faults.kit.operations import OPERATIONS, config_of, infer_here, moments
 from tests.faults.kit.proxy import Proxy
 from tests.faults.kit.scenarios import Seen
 from tests.support.images import encode, pixels
@@ -25,7 +30,7 @@ ROWS = {
     "predict": "predict or export interrupted",
     "large": "predict or export interrupted",
 }
-QUICK = "index"
+QUICK = ("index", "search", "large")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def marked(name: str) -> object:
-    return pytest.param(name, marks=[pytest.mark.scenario(ROWS[name])] + [pytest.mark.slow] * (name != QUICK))
+    return pytest.param(name, marks=[pytest.mark.scenario(ROWS[name])] + [pytest.mark.slow] * (name not in QUICK))
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in OPERATIONS])
@@ -82,3 +87,34 @@ def test_at_every_change_of_a_directory(name: str, tmp_path: Path, source: str, 
         assert not list(root.rglob(".raycnn-*")), number
         shutil.rmtree(root)
     seen.what = f"invariants hold at all {count} moments, nothing left over"
+
+
+@pytest.mark.scenario("predict or export interrupted")
+def test_predict_goes_on_from_the_rows_it_kept(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Seen
+) -> None:
+    operation, uri = OPERATIONS["predict"], str(tmp_path / "run")
+    operation.prepare(uri, source)
+    starts = []
+
+    def noted(*arguments: Any, start: int) -> Iterator[Scored]:
+        starts.append(start)
+        for number, scored in enumerate(infer_here(*arguments, start=start)):
+            if len(starts) == 1 and number == 2:
+                raise StorageError("down")
+            yield scored
+
+    monkeypatch.setattr(parts, "_PART_S", 0.0)
+    monkeypatch.setattr(predict, "infer", noted)
+    with pytest.raises(StorageError):
+        predict.predict(config_of(uri, source))
+    operation.holds(uri, source)
+    predict.predict(config_of(uri, source))
+    operation.done(uri, source)
+    assert starts == [0, 4]
+    (entry,) = open_store(uri).list("predictions/")
+    continued = open_store(uri).get(entry.key)
+    predict.predict(config_of(uri, source))
+    assert starts == [0, 4, 0]
+    assert open_store(uri).get(entry.key) == continued
+    seen.what = "went on behind the 4 rows kept; the same bytes as in one go"
