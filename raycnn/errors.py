@@ -6,6 +6,7 @@ RaycnnError
 ├── DivergedError            4   NaN or Inf in training
 ├── StorageError             5   the object store or the disk
 │   ├── ObjectNotFound           the key does not exist
+│   ├── ObjectDamaged            its bytes came incomplete or with another checksum, again and again
 │   └── PreconditionFailed       a conditional write lost
 ├── RunBusyError             6   another job writes this run
 ├── CheckpointError          7   a checkpoint, weights or labels that do not fit
@@ -76,6 +77,10 @@ class StorageError(RaycnnError):
 
 class ObjectNotFound(StorageError):  # noqa: N818
     """The key does not exist."""
+
+
+class ObjectDamaged(StorageError):  # noqa: N818
+    """Its bytes came incomplete, or not with the checksum that they went up with, until the deadline."""
 
 
 class PreconditionFailed(StorageError):  # noqa: N818

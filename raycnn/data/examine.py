@@ -12,10 +12,12 @@ from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
+from PIL import Image
 
 from raycnn.data.dataset import quiet
 from raycnn.data.decode import BadImage, Limits, check_bytes, decode
-from raycnn.errors import ObjectNotFound, StorageError
+from raycnn.data.fetch import Tags, read_image
+from raycnn.errors import ObjectDamaged, ObjectNotFound, StorageError
 from raycnn.storage import open_images
 
 VERDICTS: Final = pa.schema(
@@ -32,7 +34,7 @@ VERDICTS: Final = pa.schema(
 
 
 _FAILED: Final = -1
-_COLUMNS: Final = ("row", "key", "offset", "length")
+_COLUMNS: Final = ("row", "key", "offset", "length", "size", "etag")
 _WITHOUT_RAY: Final = 64  # so few objects are read sooner than Ray Data starts
 _ROWS_PER_BLOCK: Final = 256
 _MAX_BLOCKS: Final = 4096
@@ -56,7 +58,7 @@ class Examiner:
     threads: int
 
     def examine(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """VERDICTS of the rows (row, key, offset, length), block by block, in any order.
+        """VERDICTS of the rows (row, key, offset, length, size, etag), block by block, in any order.
 
         Few rows are read here, many by Ray Data, which has to be initialised.
 
@@ -71,9 +73,9 @@ class Examiner:
 
     def verdicts(self, rows: pa.Table) -> pa.Table:
         """VERDICTS of one block of rows, in their order; errors as `examine`."""
-        decoding = threading.Semaphore(_DECODES_AT_ONCE)
+        decoding, tags = threading.Semaphore(_DECODES_AT_ONCE), Tags()
         with ThreadPoolExecutor(self.threads) as pool:
-            verdicts = pool.map(lambda row: self._verdict(row, decoding), rows.to_pylist())
+            verdicts = pool.map(lambda row: self._verdict(row, decoding, tags), rows.to_pylist())
             return pa.Table.from_pylist(list(verdicts), VERDICTS)
 
     def outcome(self, rows: pa.Table) -> pa.Table:
@@ -94,18 +96,31 @@ class Examiner:
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield checked(block)
 
-    def _verdict(self, row: dict[str, Any], decoding: threading.Semaphore) -> dict[str, Any]:
+    def _verdict(self, row: dict[str, Any], decoding: threading.Semaphore, tags: Tags) -> dict[str, Any]:
         seen: dict[str, Any] = {"row": row["row"]}
+        whole = row["length"] == row["size"]
+
+        def get() -> bytes:
+            return _images(self.root).get(row["key"], row["offset"], row["length"])
+
+        def fault(data: bytes) -> str:
+            seen.pop("sha256", None)
+            if len(data) != row["length"]:
+                return "changed while it was read"
+            seen["sha256"] = hashlib.sha256(data).digest()
+            return ""
+
+        def open_image(data: bytes) -> Image.Image:
+            with decoding:
+                return decode(data, self.limits)
+
         try:
             check_bytes(row["length"], self.limits)
-            data = _images(self.root).get(row["key"], row["offset"], row["length"])
-            if len(data) != row["length"]:
-                return seen | {"reason": "changed while it was read"}
-            seen["sha256"] = hashlib.sha256(data).digest()
-            with decoding:
-                image = decode(data, self.limits)
+            _, image = read_image(lambda: tags.vouched(get, row["etag"] or "") if whole else get(), fault, open_image)
         except ObjectNotFound:
             return seen | {"reason": "missing"}
+        except ObjectDamaged:
+            return seen | {"reason": "damaged on its way"}
         except BadImage as bad:
             return seen | {"reason": bad.reason}
         return seen | {"width": image.width, "height": image.height, "format": image.format}

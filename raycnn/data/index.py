@@ -28,7 +28,7 @@ from raycnn.data.manifest import (
 )
 from raycnn.data.sources import UNCOUNTED, Source, read_source
 from raycnn.data.splits import UNKNOWN, equal_rows, join_duplicates, split_rows
-from raycnn.errors import DataError
+from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import Store
 
 _NAMED: Final = 20
@@ -70,6 +70,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
         pair = " and ".join(index.conflicts[0])
         _log.warning("equal images with different labels: %d pairs, the first %s", len(index.conflicts), pair)
     if not _is_stored(index, store):
+        store.child("index").sweep()
         write_index(index, store)
     return index
 
@@ -98,7 +99,7 @@ def _earlier(store: Store, root: str, limits: Limits) -> list[str]:
     for hash in store.folders("index"):
         try:
             facts = read_facts(store, hash)
-        except DataError:
+        except (DataError, CheckpointError):  # damaged, or of a newer raycnn
             continue
         if facts["source"] == root and facts["limits"] == vars(limits):
             usable.append((facts["created"], hash))

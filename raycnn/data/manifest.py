@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycnn.data.decode import Limits
-from raycnn.errors import DataError, ObjectNotFound
+from raycnn.errors import CheckpointError, DataError, ObjectNotFound
 from raycnn.storage import Store
 
 SPLITS: Final = ("train", "val", "test")
@@ -152,7 +152,8 @@ def read_facts(store: Store, hash: str) -> dict[str, Any]:
     """The index.json of a stored index.
 
     Raises:
-        DataError: there is none, it is damaged, or a newer raycnn wrote it.
+        DataError: there is none, or it is damaged.
+        CheckpointError: a newer raycnn wrote it.
     """
     where = f"{store.uri}/index/{hash}"
     try:
@@ -163,7 +164,8 @@ def read_facts(store: Store, hash: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise _damaged(where) from None
     if version > _FORMAT:
-        raise DataError(f"index of a newer format {version}", where=where, fix="update raycnn")
+        what = f"an index of format {version}, and this raycnn reads formats up to {_FORMAT}"
+        raise CheckpointError(what, where=where, fix="use a newer raycnn")
     return facts
 
 
@@ -176,7 +178,8 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
         columns: of the manifest; all by default.
 
     Raises:
-        DataError: there is none, it is damaged, or a newer raycnn wrote it.
+        DataError: there is none, or it is damaged.
+        CheckpointError: a newer raycnn wrote it.
     """
     path = f"{store.uri}/index/{hash}"
     for _ in range(2):  # a second time in case it was being written again just now

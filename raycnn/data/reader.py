@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
+from raycnn.data.fetch import read_image
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
-from raycnn.errors import ObjectNotFound
+from raycnn.errors import ObjectDamaged, ObjectNotFound
 from raycnn.storage import open_images
 
 COLUMNS = ("key", "offset", "length", "sha256", "key_hash")
@@ -75,18 +76,28 @@ class ImageReader:
         def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
             try:
                 images_NHWC[place] = self._view(row, draws_of_row)
-            except (BadImage, ObjectNotFound) as error:
-                reasons[place] = "missing" if isinstance(error, ObjectNotFound) else str(error)
+            except ObjectNotFound:
+                reasons[place] = "missing"
+            except ObjectDamaged:
+                reasons[place] = "damaged on its way"
+            except BadImage as bad:
+                reasons[place] = bad.reason
 
         with ThreadPoolExecutor(self.fetch_threads) as pool:
             list(pool.map(fill, places, picked.to_pylist(), draws))
         return images_NHWC, reasons
 
     def _view(self, row: dict[str, Any], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        data = _images(self.source).get(row["key"], row["offset"], row["length"])
-        if row["sha256"] is not None and hashlib.sha256(data).digest() != row["sha256"]:
-            raise BadImage("changed since it was indexed")
-        image = decode(data, self.limits)
+        def fault(data: bytes) -> str:
+            if row["sha256"] is None:
+                return "" if len(data) == row["length"] else "changed while it was read"
+            return "" if hashlib.sha256(data).digest() == row["sha256"] else "changed since it was indexed"
+
+        _, image = read_image(
+            lambda: _images(self.source).get(row["key"], row["offset"], row["length"]),
+            fault,
+            lambda data: decode(data, self.limits),
+        )
         if self.augment is None:
             return eval_view(image, self.preprocessing)
         return train_view(image, self.preprocessing, self.augment, draws)

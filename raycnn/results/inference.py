@@ -43,7 +43,9 @@ def read_classifier(store: Store, commit: Commit, precision: str, device: torch.
     return Classifier.load(files["weights.safetensors"], facts, precision, device)
 
 
-def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.Table) -> Iterator[Scored]:
+def infer(
+    config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0
+) -> Iterator[Scored]:
     """Scores of every row of `table` by a checkpoint, in order; the bits do not depend on the number of workers.
 
     Args:
@@ -52,25 +54,29 @@ def infer(config: Config, store: Store, commit: Commit, source: str, table: pa.T
         commit: the checkpoint; each worker reads it by itself.
         source: uri that the table's keys are relative to.
         table: with the columns COLUMNS.
+        start: rows to leave out, as many as were got before.
     """
     import ray
 
+    if start == len(table):
+        return
     facts = read_state(store, commit).network
     workers = config.train.workers
     cpus = division(workers)
     reader = ImageReader.of(config.data, source, facts.preprocessing)
     order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
-    dataset = blocks(reader, table, order, task_cpus=cpus.task, first=0, last=order.num_blocks)
+    first = start // (order.chunks_per_block * order.chunk)
+    dataset = blocks(reader, table, order, task_cpus=cpus.task, first=first, last=order.num_blocks)
     dataset = dataset.map_batches(
         Scorer,
         fn_constructor_args=(store, commit, config),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, order.num_blocks)),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, order.num_blocks - first)),
         num_cpus=cpus.per_rank,
         num_gpus=1 if cpus.gpus else 0,
     )
     for got in batches_of(dataset, batch_size=None):
-        real = got["row"] != PADDING
+        real = (got["row"] != PADDING) & (got["row"] >= start)
         yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
 from raycnn.errors import DataError
 from raycnn.results.inference import Scored, infer
+from raycnn.results.parts import Parts
 from raycnn.storage import Store, open_store
+from raycnn.training.commit import Commit
 from raycnn.training.run import find_commit, read_state
 
 
@@ -26,7 +29,8 @@ def predict(config: Config) -> dict[str, Any]:
 
     The file has a row per image, in order: key, label (the most probable class), probabilities (list of float32,
     one per class, in the order of the file's metadata `classes`), reason (why an image could not be read, else null;
-    label and probabilities are null then). It appears only when it is complete.
+    label and probabilities are null then). It appears only when it is complete; the same command after an interruption
+    goes on from the rows that were kept.
 
     Returns:
         {run, step, rows, unreadable, output}
@@ -54,13 +58,21 @@ def predict(config: Config) -> dict[str, Any]:
         ],
         metadata={"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
     )
-    with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
-        path = Path(scratch) / "predictions.parquet"
-        with pq.ParquetWriter(path, schema) as writer:
-            for scored in infer(config, store, commit, source, table):
-                writer.write_table(_rows(scored, keys, facts.classes, schema))
-                unreadable += int((scored.reasons != "").sum())
-        target.put_file(key, path)
+    store.child("predictions").sweep()
+    parts = Parts(store.child(f"predictions/{name}.parts"), _digest(config, source, table, commit), schema)
+    with tempfile.TemporaryFile() as file:  # without a name, so that it goes with the process however that dies
+        with pq.ParquetWriter(file, schema) as writer:
+            for rows in parts.read():
+                writer.write_table(rows)
+                unreadable += len(rows) - rows["reason"].null_count
+            for scored in infer(config, store, commit, source, table, start=parts.rows):
+                rows = _rows(scored, keys, facts.classes, schema)
+                writer.write_table(rows)
+                parts.add(rows)
+                unreadable += len(rows) - rows["reason"].null_count
+        file.flush()
+        target.put_file(key, Path(f"/dev/fd/{file.fileno()}"))
+    parts.clear()
     return {
         "run": config.run.name,
         "step": commit.step,
@@ -68,6 +80,17 @@ def predict(config: Config) -> dict[str, Any]:
         "unreadable": unreadable,
         "output": f"{target.uri}/{key}",
     }
+
+
+def _digest(config: Config, source: str, table: pa.Table, commit: Commit) -> str:
+    """Of all that decides the rows: the checkpoint, the images, what is refused of them."""
+    settings = [config.data.max_pixels, config.data.max_bytes, config.train.precision]
+    about = [source, commit.name, commit.manifest["files"], *settings]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    columns = [name for name in COLUMNS if name in table.column_names]
+    for batch in table.select(columns).to_batches():
+        digest.update(json.dumps(batch.to_pydict(), default=bytes.hex).encode())
+    return digest.hexdigest()[:16]
 
 
 def _target(config: Config, store: Store, default: str) -> tuple[Store, str]:

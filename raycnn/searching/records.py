@@ -11,6 +11,7 @@ from raycnn.storage import Store
 
 FOLDER = "search/trials"
 RESULT = "search/result.json"
+FORMAT = 1
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
@@ -61,7 +62,7 @@ class TrialRecord:
 
 def write(store: Store, record: TrialRecord) -> None:
     """Keep a record in the run's folder."""
-    store.put(f"{FOLDER}/{record.id}/trial.json", json.dumps(asdict(record), indent=1).encode())
+    store.put(f"{FOLDER}/{record.id}/trial.json", json.dumps({"format": FORMAT, **asdict(record)}, indent=1).encode())
 
 
 def read_all(store: Store) -> list[TrialRecord]:
@@ -77,8 +78,11 @@ def _read(store: Store, name: str) -> TrialRecord:
     key = f"{FOLDER}/{name}/trial.json"
     try:
         tree = json.loads(store.get(key))
+        if (newer := tree.pop("format", 1)) > FORMAT:
+            what = f"a trial's record of format {newer}, and this raycnn reads formats up to {FORMAT}"
+            raise CheckpointError(what, where=f"{store.uri}/{key}", fix="use a newer raycnn")
         evaluations = tuple(Evaluation(**each) for each in tree.pop("evaluations"))
         return TrialRecord(**tree, evaluations=evaluations)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         where = f"{store.uri}/{key}"
         raise CheckpointError(f"not a trial's record: {error}", where=where, fix="restore it, or delete it") from None

@@ -18,7 +18,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
+from raycnn.errors import ObjectDamaged, ObjectNotFound, PreconditionFailed, StorageError
 from raycnn.storage.retry import worth_retrying
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _NO_WHOLE_ANSWER: Final = (
     ResponseParserError,
     OSError,
 )
+_DAMAGE: Final = (aws.IncompleteReadError, aws.FlexibleChecksumError, aws.ResponseStreamingError)
 FAILURES: Final = (aws.BotoCoreError, aws.ClientError, *_NO_WHOLE_ANSWER)
 """What a request can raise."""
 _NO_CREDENTIALS: Final = (
@@ -48,22 +49,26 @@ _NO_CREDENTIALS: Final = (
 _EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
 
-def client() -> S3Client:
-    """This process's S3 client, made anew when the AWS_* environment changes. Thread-safe."""
+def client(silence_s: float = 20.0) -> S3Client:
+    """This process's S3 client, made anew when the AWS_* environment changes. Thread-safe.
+
+    Args:
+        silence_s: a request ends when the server has sent nothing for so long.
+    """
     environment = hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
     with _LOCK:
-        return _client(os.getpid(), environment)
+        return _client(os.getpid(), environment, silence_s)
 
 
 _LOCK: Final = threading.Lock()
 
 
-@lru_cache(maxsize=4)
-def _client(_process: int, _environment: int) -> S3Client:
+@lru_cache(maxsize=8)
+def _client(_process: int, _environment: int, silence_s: float) -> S3Client:
     custom = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
     config = Config(
-        connect_timeout=5,
-        read_timeout=20,
+        connect_timeout=min(5.0, silence_s),
+        read_timeout=silence_s,
         max_pool_connections=64,
         retries={"mode": "standard", "total_max_attempts": 1},  # retries are ours
         s3={"addressing_style": "path" if custom else "auto"},
@@ -92,6 +97,9 @@ def failure(error: Exception, where: str) -> StorageError:
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use an instance role"
         return StorageError("no AWS credentials", where=where, fix=fix)
     kind = type(error).__name__
+    if isinstance(error, _DAMAGE):
+        what = f"the object comes incomplete or damaged: {kind}"
+        return ObjectDamaged(what, where=where, fix="check the network, or restore the object")
     if not isinstance(error, _NO_WHOLE_ANSWER):
         return StorageError(f"the request cannot be sent: {kind}", where=where, fix="check the AWS configuration")
     host = urlsplit(client().meta.endpoint_url).netloc.rpartition("@")[2]

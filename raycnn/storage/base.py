@@ -80,6 +80,13 @@ class Store(Reader, Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects, in the order given; a missing one is no error."""
 
+    def sweep(self) -> None:
+        """Remove what killed writers left that no listing shows, where that harms no other writer.
+
+        A directory: temporary files. S3 has nothing to remove here: parts of an upload that never ended go when the
+        same key is written in parts again.
+        """
+
     def child(self, path: str) -> Store:
         """The store whose root is the folder `path` of this one."""
 

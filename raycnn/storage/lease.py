@@ -25,6 +25,7 @@ from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed, R
 from raycnn.storage.base import Store
 
 KEY: Final = "lease.json"
+FORMAT: Final = 1
 _KEEPER: Final = (sys.executable, "-P", "-m", "raycnn.storage.keeper")
 
 _log = logging.getLogger(__name__)
@@ -271,6 +272,9 @@ def read_lease(store: Store) -> LeaseRecord:
     """
     try:
         tree = json.loads(store.get(KEY))
+        if (newer := tree.get("format", 1)) > FORMAT:
+            what = f"a lease of format {newer}, and this raycnn reads formats up to {FORMAT}"
+            raise CheckpointError(what, where=f"{store.uri}/{KEY}", fix="use a newer raycnn")
         bases = {int(epoch): int(step) for epoch, step in tree["bases"].items()}
         numbers = {name: int(tree[name]) for name in ("epoch", "beat", "attempts")}
         return LeaseRecord(owner=str(tree["owner"]), released=bool(tree["released"]), bases=bases, **numbers)
@@ -283,5 +287,5 @@ def read_lease(store: Store) -> LeaseRecord:
 
 def _write(store: Store, record: LeaseRecord, etag: str | None) -> None:
     # the nonce makes every content, and so every tag, unique
-    tree = {**asdict(record), "nonce": secrets.token_hex(4)}
+    tree = {"format": FORMAT, **asdict(record), "nonce": secrets.token_hex(4)}
     store.put(KEY, json.dumps(tree).encode(), create_only=etag is None, if_etag=etag)

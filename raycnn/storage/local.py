@@ -6,7 +6,6 @@ import contextlib
 import errno
 import itertools
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,8 @@ from typing import IO, Final
 
 from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
 from raycnn.storage.base import Entry, check_key
+from raycnn.storage.temporary import HIDDEN, claim, sweep, sync, tag, tag_of, temporary
 
-_HIDDEN: Final = ".raycnn-"  # our temporary files and claims; no listing shows them
 _STALL_S: Final = 1.0  # a compare-and-swap takes a millisecond; one that takes longer may be overtaken
 
 
@@ -84,6 +83,10 @@ class LocalStore:
                         break
                     folder.rmdir()
 
+    def sweep(self) -> None:
+        """See Store."""
+        sweep(self.root)
+
     def child(self, path: str) -> LocalStore:
         """See Store."""
         return LocalStore(self._path(path))
@@ -96,70 +99,34 @@ class LocalStore:
     ) -> str:
         target = self._path(key)
         with _errors(target, size):
-            temporary = _write_temporary(target.parent, fill)
-            try:
+            with temporary(target.parent, fill) as written:
                 if create_only:
-                    etag = _entry(key, temporary.stat()).etag
-                    os.link(temporary, target)  # fails if the target exists
+                    etag = tag(written.stat())
+                    os.link(written, target)  # fails if the target exists
                 elif if_etag is None:
-                    etag = _replace(temporary, target)
+                    etag = _replace(written, target)
                 else:
-                    etag = _swap(temporary, target, if_etag)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync(target.parent)
+                    etag = _swap(written, target, if_etag)
+            sync(target.parent)
         return etag
 
 
 def _entry(key: str, status: os.stat_result) -> Entry:
-    return Entry(key, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+    return Entry(key, status.st_size, tag(status))
 
 
-def _write_temporary(folder: Path, fill: Callable[[IO[bytes]], object]) -> Path:
-    temporary = folder / f"{_HIDDEN}{secrets.token_hex(8)}"
-    try:
-        file = temporary.open("xb")
-    except FileNotFoundError:
-        _make_folder(folder)
-        file = temporary.open("xb")
-    try:
-        with file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _make_folder(folder: Path) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync(path.parent)
-
-
-def _replace(temporary: Path, target: Path) -> str:
+def _replace(written: Path, target: Path) -> str:
     # the clock of a file system ticks in milliseconds: make the new tag differ from the old one by force
     with contextlib.suppress(FileNotFoundError):
         before = target.stat().st_mtime_ns
-        if temporary.stat().st_mtime_ns <= before:
-            os.utime(temporary, ns=(before + 1000, before + 1000))
-    etag = _entry("", temporary.stat()).etag
-    temporary.replace(target)
+        if written.stat().st_mtime_ns <= before:
+            os.utime(written, ns=(before + 1000, before + 1000))
+    etag = tag(written.stat())
+    written.replace(target)
     return etag
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _swap(temporary: Path, target: Path, expected: str) -> str:
+def _swap(written: Path, target: Path, expected: str) -> str:
     """Replace `target` if its tag is `expected`, without a lock, since its holder might be stopped or dead.
 
     Writers claim the succession of one tag in turn, with links that only one can create. Who finds a claim that
@@ -167,49 +134,42 @@ def _swap(temporary: Path, target: Path, expected: str) -> str:
     anything, and takes the next number. So whoever checks the tag and replaces the target is alone in it. Claims
     are removed only when the tag has gone for good.
     """
-    claims = (target.parent / f"{_HIDDEN}{target.name}-{expected}-{number}" for number in itertools.count())
     passed: list[Path] = []
-    for claim in claims:
-        if _tag(target) != expected:
+    for number in itertools.count():
+        if tag_of(target) != expected:
             raise FileExistsError
-        passed.append(claim)
+        mine = claim(target, expected, number)
+        passed.append(mine)
         try:
-            claim.symlink_to(temporary.name)
+            mine.symlink_to(written.name)
             break
         except FileExistsError:
-            _overtake(claim, target, expected)
+            _overtake(mine, target, expected)
     try:
-        if _tag(target) != expected:
+        if tag_of(target) != expected:
             raise FileExistsError
-        return _replace(temporary, target)
+        return _replace(written, target)
     except FileNotFoundError:  # overtaken
         raise FileExistsError from None
     finally:
-        if _tag(target) != expected:
-            for claim in passed:
-                claim.unlink(missing_ok=True)
+        if tag_of(target) != expected:
+            for each in passed:
+                each.unlink(missing_ok=True)
 
 
-def _overtake(claim: Path, target: Path, expected: str) -> None:
+def _overtake(other: Path, target: Path, expected: str) -> None:
     end = time.monotonic() + _STALL_S
-    while time.monotonic() < end and _tag(target) == expected:
+    while time.monotonic() < end and tag_of(target) == expected:
         time.sleep(0.001)
     with contextlib.suppress(FileNotFoundError):
-        (claim.parent / claim.readlink()).unlink()
-
-
-def _tag(path: Path) -> str | None:
-    try:
-        return _entry("", path.stat()).etag
-    except FileNotFoundError:
-        return None
+        (other.parent / other.readlink()).unlink()
 
 
 def _scan(folder: Path) -> list[tuple[str, bool]]:
     """(name, whether a folder) of what lies in a folder, in the order of the keys below."""
     try:
         with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(_HIDDEN)]
+            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

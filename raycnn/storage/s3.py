@@ -99,6 +99,9 @@ class S3Store:
         for key in keys:  # one by one: a batch has no order
             self._call(key, partial(_delete, at=self._at(key)))
 
+    def sweep(self) -> None:
+        """See Store."""
+
     def child(self, path: str) -> S3Store:
         """See Store."""
         return S3Store(self.bucket, self._key(path), self.deadline_s)
@@ -126,6 +129,7 @@ class S3Store:
         """Multipart upload: the object appears with the last request; the parts go if anything fails."""
         at = self._at(key)
         part_bytes = max(_PART_BYTES, -(-size // _MAX_PARTS))
+        self._abort_uploads(key)
         created = self._call(key, lambda s3: s3.create_multipart_upload(**at, ChecksumAlgorithm="SHA256"))
         upload = {**at, "UploadId": created["UploadId"]}
         try:
@@ -141,8 +145,17 @@ class S3Store:
             )
         except BaseException:
             with contextlib.suppress(StorageError):
-                self._call(key, lambda s3: s3.abort_multipart_upload(**upload))
+                self._call(key, partial(_abort, upload=upload))
             raise
+
+    def _abort_uploads(self, key: str) -> None:
+        """Remove the parts that a killed writer of this key left."""
+        at = self._at(key)
+        with contextlib.suppress(StorageError):  # listing them may not be allowed
+            found = self._call(key, lambda s3: s3.list_multipart_uploads(Bucket=at["Bucket"], Prefix=at["Key"]))
+            for upload in found.get("Uploads", ()):
+                if upload["Key"] == at["Key"]:
+                    self._call(key, partial(_abort, upload={**at, "UploadId": upload["UploadId"]}))
 
     def _put_part(self, key: str, upload: dict[str, Any], number: int, data: bytes) -> CompletedPartTypeDef:
         request = {**upload, "PartNumber": number, "ChecksumSHA256": _sha256(data)}
@@ -179,7 +192,7 @@ class S3Store:
 
     def _call(self, key: str, request: Callable[[S3Client], T]) -> T:
         try:
-            s3 = client()
+            s3 = client(min(20.0, self.deadline_s / 3))  # a stall must leave time for another try
             return retrying(lambda: request(s3), passing, deadline_s=self.deadline_s)
         except FAILURES as error:
             raise failure(error, f"s3://{self.bucket}/{self._root}{key}") from None
@@ -187,6 +200,10 @@ class S3Store:
 
 def _delete(s3: S3Client, at: dict[str, Any]) -> None:
     s3.delete_object(**at)
+
+
+def _abort(s3: S3Client, upload: dict[str, Any]) -> None:
+    s3.abort_multipart_upload(**upload)
 
 
 def _chunks(path: Path, num_bytes: int) -> Iterator[bytes]:

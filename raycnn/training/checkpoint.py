@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeVar
 
-from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
+from raycnn.errors import CheckpointError, ObjectDamaged, ObjectNotFound, PreconditionFailed
 from raycnn.storage.base import Entry, Store
 from raycnn.storage.lease import LeaseRecord
 from raycnn.training.commit import (
@@ -203,7 +203,7 @@ def _read(store: Store, place: Place) -> Commit | None:
     """The commit, or None, with a warning, if its manifest is broken."""
     try:
         return decode_manifest(store.get(place.key(MANIFEST)), place)
-    except ValueError as error:
+    except (ValueError, ObjectDamaged) as error:
         log.warning("skipping checkpoint %s: its %s is broken: %s", place.name, MANIFEST, error)
         return None
 
@@ -235,6 +235,8 @@ def _verify(store: Store, key: str, facts: Mapping[str, Any] | None) -> bytes:
             data = store.get(key)
         except ObjectNotFound:
             raise CheckpointError("a file of the checkpoint is missing", where=key, fix=fix) from None
+        except ObjectDamaged:
+            break
         if len(data) == facts["size"] and hashlib.sha256(data).hexdigest() == facts["sha256"]:
             return data
     raise CheckpointError("a file of the checkpoint is broken", where=key, fix=fix)

@@ -29,8 +29,22 @@ Show = Callable[[dict[str, Any], list[str]], None]
 
 
 def hold(store: Store) -> Lease:
-    """The lease of the run in the folder `store`; a context manager. RunBusyError if another job has it."""
-    return acquire(store, lambda record: checkpoint.newest_step(store, record))
+    """The lease of the run in the folder `store`; a context manager.
+
+    Raises:
+        RunBusyError: another job has it.
+        CheckpointError: there are checkpoints and no lease.json that says which of them count.
+    """
+
+    def newest_step(record: LeaseRecord) -> int:
+        if not record.epoch and checkpoint.commits(store, None):
+            fix = "restore it, or start under a new run.name"
+            raise CheckpointError("lease.json, which checkpoints count by, is gone", where=store.uri, fix=fix)
+        return checkpoint.newest_step(store, record)
+
+    lease = acquire(store, newest_step)
+    store.sweep()
+    return lease
 
 
 def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
@@ -76,9 +90,6 @@ def _refuse_restart(store: Store, record: LeaseRecord) -> None:
     fix = "restore them, or start under a new run.name"
     if any(base >= 0 for base in record.bases.values()):
         raise CheckpointError("the run's checkpoints are gone", where=f"{store.uri}/checkpoints", fix=fix)
-    if checkpoint.commits(store, None):
-        fix = "restore it, or start under a new run.name"
-        raise CheckpointError("lease.json, which checkpoints count by, is gone", where=store.uri, fix=fix)
 
 
 @contextmanager

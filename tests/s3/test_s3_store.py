@@ -162,7 +162,7 @@ class Lossy:
 def test_a_lost_answer_to_ones_own_write_is_success(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     old = store.put("swapped", b"old")
     lossy = Lossy("put_object", losses=2)
-    monkeypatch.setattr(s3, "client", lambda: lossy)
+    monkeypatch.setattr(s3, "client", lambda silence_s: lossy)
     assert store.put("a", b"mine", create_only=True) == store.stat("a").etag
     lossy = Lossy("put_object", losses=1)
     assert store.put("swapped", b"new", if_etag=old) == store.stat("swapped").etag
@@ -171,7 +171,7 @@ def test_a_lost_answer_to_ones_own_write_is_success(store: Store, monkeypatch: p
 def test_another_writer_after_a_lost_request_is_a_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("a", b"theirs")
     lossy = Lossy("put_object", losses=1, error=aws.ConnectionClosedError(endpoint_url=""))
-    monkeypatch.setattr(s3, "client", lambda: lossy)
+    monkeypatch.setattr(s3, "client", lambda silence_s: lossy)
     with pytest.raises(PreconditionFailed):
         store.put("a", b"mine", create_only=True)
     assert store.get("a") == b"theirs"
@@ -182,7 +182,7 @@ def test_a_swap_of_a_missing_key_is_a_conflict(store: Store, monkeypatch: pytest
         store.put("missing", b"", if_etag="0")
     response: Any = {"Error": {"Code": "NoSuchKey"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
     lossy = Lossy("put_object", losses=1, error=aws.ClientError(response, "PutObject"))  # as AWS does
-    monkeypatch.setattr(s3, "client", lambda: lossy)
+    monkeypatch.setattr(s3, "client", lambda silence_s: lossy)
     with pytest.raises(PreconditionFailed):
         store.put("missing", b"", if_etag="0")
 
@@ -192,7 +192,7 @@ def test_large_files_go_up_in_parts(store: S3Store, tmp_path: Path, monkeypatch:
     path = tmp_path / "large"
     path.write_bytes(os.urandom(11 * 2**20))
     lossy = Lossy("complete_multipart_upload", losses=1)
-    monkeypatch.setattr(s3, "client", lambda: lossy)
+    monkeypatch.setattr(s3, "client", lambda silence_s: lossy)
     assert store.put_file("large", path, create_only=True) == store.stat("large").etag
     assert store.get("large") == path.read_bytes()
     with pytest.raises(PreconditionFailed):

@@ -15,6 +15,7 @@ CODES = {
     "DivergedError": 4,
     "StorageError": 5,
     "ObjectNotFound": 5,
+    "ObjectDamaged": 5,
     "PreconditionFailed": 5,
     "RunBusyError": 6,
     "CheckpointError": 7,

@@ -19,7 +19,7 @@ from raycnn.data.manifest import (
     summary,
     write_index,
 )
-from raycnn.errors import DataError
+from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import Store, open_store
 
 ROW: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_no_index_no_json_and_a_newer_format(store: Store) -> None:
     key = f"index/{index.hash}/index.json"
     facts = json.loads(store.get(key))
     store.put(key, json.dumps(facts | {"format": 2}).encode())
-    with pytest.raises(DataError, match="newer format 2"):
+    with pytest.raises(CheckpointError, match="an index of format 2"):
         read_index(store, index.hash)
     store.put(key, b"{")
     with pytest.raises(DataError, match="damaged"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -217,6 +219,46 @@ def test_a_writer_that_dies_leaves_the_old_content(store: Store) -> None:
     assert store.get("a") == b"old"
     assert [entry.key for entry in store.list()] == ["a"]
     assert len(files(Path(store.uri))) == 2  # the dead writer's temporary file, which no listing shows
+    store.sweep()
+    assert files(Path(store.uri)) == ["a"]
+
+
+def test_what_living_writers_need_is_not_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    etag = store.put("a", b"old")
+    replace = local._replace
+
+    def swept(written: Path, target: Path) -> str:
+        store.sweep()
+        return replace(written, target)
+
+    monkeypatch.setattr(local, "_replace", swept)
+    store.put("folder/b", b"new")
+    store.put("a", b"new", if_etag=etag)
+    assert (store.get("a"), store.get("folder/b")) == (b"new", b"new")
+    assert files(Path(store.uri)) == ["a", "folder/b"]
+
+
+def test_a_file_swept_before_it_was_locked_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, swept = fcntl.flock, []
+
+    def late(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not swept:
+            swept.append(Path(file.name))
+            store.sweep()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    store.put("folder/a", b"x")
+    assert not swept[0].exists()
+    assert files(Path(store.uri)) == ["folder/a"]
+
+
+def test_claims_to_a_tag_that_is_gone_are_swept_and_others_stay(store: Store) -> None:
+    etag = store.put("a", b"x")
+    for tag in (etag, "0-0"):
+        (Path(store.uri) / f".raycnn-a-{tag}-0").symlink_to(".raycnn-dead")
+    store.sweep()
+    assert [name for name in os.listdir(store.uri) if name != "a"] == [f".raycnn-a-{etag}-0"]
 
 
 def test_content_is_durable_before_it_is_visible(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
