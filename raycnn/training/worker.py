@@ -127,7 +127,7 @@ def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
     bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
     run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
     if run:
-        run.show(decode_lines(files["metrics.jsonl"]), commit.step)
+        run.shown.update(decode_lines(files["metrics.jsonl"]), commit.step)
     member = Member(learner, state, Recorder(run, commit), task, clock)
     return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total), bad_rows)
 

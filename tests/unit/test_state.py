@@ -9,7 +9,7 @@ from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import open_store
 from raycnn.training.badrows import BadRows
-from raycnn.training.events import encode_events
+from raycnn.training.events import encode_events, encode_head
 from raycnn.training.run import RunFacts, check_identity, create_run, read_run
 from raycnn.training.state import NetworkFacts, TrainState
 
@@ -83,7 +83,7 @@ def test_tensorboard_reads_the_events(tmp_path):
 
     lines = [json.dumps({"step": s, "loss": 1 / s, "lr": None, "seconds": {}, "time": 5.0 + s}) for s in (1, 2)]
     path = tmp_path / "events.out.tfevents.0.raycnn"
-    path.write_bytes(encode_events(lines))
+    path.write_bytes(encode_head() + encode_events(lines))
     events = [event for event in EventFileLoader(str(path)).Load() if event.step]
     assert [(e.step, e.wall_time, e.summary.value[0].tag) for e in events] == [(1, 6.0, "loss"), (2, 7.0, "loss")]
     assert encode_events(lines).startswith(encode_events(lines[:1]))
