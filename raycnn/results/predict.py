@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
 from raycnn.errors import DataError
 from raycnn.results.inference import Scored, infer
+from raycnn.scratch import scratch
 from raycnn.storage import Store, open_store
 from raycnn.training.run import find_commit, read_state
 
@@ -54,8 +54,8 @@ def predict(config: Config) -> dict[str, Any]:
         ],
         metadata={"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
     )
-    with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
-        path = Path(scratch) / "predictions.parquet"
+    with scratch() as folder:
+        path = Path(folder) / "predictions.parquet"
         with pq.ParquetWriter(path, schema) as writer:
             for scored in infer(config, store, commit, source, table):
                 writer.write_table(_rows(scored, keys, facts.classes, schema))

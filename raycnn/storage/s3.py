@@ -125,6 +125,7 @@ class S3Store:
     def _put_parts(self, key: str, path: Path, size: int, create_only: bool) -> str:
         """Multipart upload: the object appears with the last request; the parts go if anything fails."""
         at = self._at(key)
+        self._abort_uploads(key)
         part_bytes = max(_PART_BYTES, -(-size // _MAX_PARTS))
         created = self._call(key, lambda s3: s3.create_multipart_upload(**at, ChecksumAlgorithm="SHA256"))
         upload = {**at, "UploadId": created["UploadId"]}
@@ -141,8 +142,18 @@ class S3Store:
             )
         except BaseException:
             with contextlib.suppress(StorageError):
-                self._call(key, lambda s3: s3.abort_multipart_upload(**upload))
+                self._call(key, partial(_abort, upload=upload))
             raise
+
+    def _abort_uploads(self, key: str) -> None:
+        """Remove the parts that killed uploads of this key have left; nobody lists them, but they are stored."""
+        at = self._at(key)
+        with contextlib.suppress(StorageError):  # not everybody may list them
+            request = {"Bucket": self.bucket, "Prefix": at["Key"]}
+            for upload in self._call(key, lambda s3: s3.list_multipart_uploads(**request)).get("Uploads", ()):
+                if upload["Key"] == at["Key"]:
+                    stale = {**at, "UploadId": upload["UploadId"]}
+                    self._call(key, partial(_abort, upload=stale))
 
     def _put_part(self, key: str, upload: dict[str, Any], number: int, data: bytes) -> CompletedPartTypeDef:
         request = {**upload, "PartNumber": number, "ChecksumSHA256": _sha256(data)}
@@ -183,6 +194,10 @@ class S3Store:
             return retrying(lambda: request(s3), passing, deadline_s=self.deadline_s)
         except FAILURES as error:
             raise failure(error, f"s3://{self.bucket}/{self._root}{key}") from None
+
+
+def _abort(s3: S3Client, upload: dict[str, Any]) -> None:
+    s3.abort_multipart_upload(**upload)
 
 
 def _delete(s3: S3Client, at: dict[str, Any]) -> None:
