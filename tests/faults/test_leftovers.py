@@ -88,9 +88,11 @@ class Job:
         self.end()
 
     def left(self) -> list[str]:
-        """The processes that are there after GONE_S, and what lies in its temporary folder."""
+        """The processes that are there after GONE_S, and what lies in its temporary folder but for torch's cache, one per user."""
         _, alive = psutil.wait_procs(list(self.seen), timeout=GONE_S)
-        return [process.name() for process in alive] + [str(path) for path in self.folder.iterdir()]
+        return [process.name() for process in alive] + [
+            str(path) for path in self.folder.iterdir() if not path.name.startswith("torchinductor_")
+        ]
 
 
 @pytest.fixture
@@ -188,4 +190,6 @@ def test_in_a_cluster_that_goes_on_no_actor_and_no_placement_group_stays(config:
             raycnn.train(raycnn.load_config(config, {"run.name": "diverging", **DIVERGING}))
         groups = [group["state"] for group in ray.util.placement_group_table().values()]
         assert set(groups) == {"REMOVED"}
-        assert {actor["State"] for actor in actors().values()} == {"DEAD"}
+        # Ray Data keeps actors of its own for the cluster's whole life
+        alive = {actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD"}
+        assert not alive & {"Monitor", "RayTrainWorker", "TrainController", "Pack", "Peer"}
