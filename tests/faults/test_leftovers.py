@@ -88,7 +88,7 @@ class Job:
         self.end()
 
     def left(self) -> list[str]:
-        """The processes that are there after GONE_S, and what lies in its temporary folder but for torch's cache, one per user."""
+        """The processes that are there after GONE_S, and what lies in its temporary folder but for torch's cache."""
         _, alive = psutil.wait_procs(list(self.seen), timeout=GONE_S)
         return [process.name() for process in alive] + [
             str(path) for path in self.folder.iterdir() if not path.name.startswith("torchinductor_")
