@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from raycnn.errors import ConfigError
+from raycnn.scratch import scratch
 
 _ENVIRONMENT = {
     # report() and the detection of a dead worker wait for this poll; Ray's default is 2 s
@@ -91,29 +91,32 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    scratch = tempfile.mkdtemp(prefix="raycnn-") if address == "local" else None
-    level = logging.INFO if verbose else logging.ERROR
-    try:
-        if scratch:
-            ray.init(
-                address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=scratch,
-                object_store_memory=_object_store_bytes(), logging_level=level, log_to_driver=verbose,
-            )  # fmt: skip
-        else:
-            ray.init(address=address, logging_level=level, log_to_driver=verbose)
-        import ray.data
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch()) if address == "local" else None
+        stack.callback(ray.shutdown)
+        try:
+            _init(address, folder, logging.INFO if verbose else logging.ERROR, verbose)
+            yield
+        except ConnectionError as error:
+            fix = "start it, or leave --address out to use this machine alone"
+            raise ConfigError(f"no Ray cluster answers: {error}", where=address, fix=fix) from None
 
-        ray.data.DataContext.get_current()  # sets up its loggers, which would undo the levels below later
-        for name in ("ray", "ray.train", "ray.tune", "ray.data"):
-            logging.getLogger(name).setLevel(level)
-        yield
-    except ConnectionError as error:
-        fix = "start it, or leave --address out to use this machine alone"
-        raise ConfigError(f"no Ray cluster answers: {error}", where=address, fix=fix) from None
-    finally:
-        ray.shutdown()
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+def _init(address: str, folder: str | None, level: int, verbose: bool) -> None:
+    import ray
+
+    if folder:
+        ray.init(
+            address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder,
+            object_store_memory=_object_store_bytes(), logging_level=level, log_to_driver=verbose,
+        )  # fmt: skip
+    else:
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+    import ray.data
+
+    ray.data.DataContext.get_current()  # sets up its loggers, which would undo the levels below later
+    for name in ("ray", "ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(level)
 
 
 def _object_store_bytes() -> int:

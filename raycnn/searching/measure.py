@@ -17,17 +17,18 @@ from raycnn.searching.kept import to_rows
 from raycnn.storage.cache import Cache
 from raycnn.training.device import to_device
 from raycnn.training.feed import Task
+from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body
 
 
-def measure(configs: Sequence[Config], body: Body, task: Task, world: int, cache: Cache) -> Costs:  # all ranks
+def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cache: Cache) -> Costs:  # all ranks
     """Costs of reading, of the prefix to each config's cut, and of a step of its suffix; trains nothing that is kept.
 
     Args:
         configs: one for each depth.
         body: the network.
         task: what the trials read.
-        world: ranks of the pack.
+        ranks: of the pack.
         cache: where activations would be kept.
     """
     rows = np.arange(task.chunk, dtype=np.int64) % task.plan.num_rows
@@ -36,18 +37,18 @@ def measure(configs: Sequence[Config], body: Body, task: Task, world: int, cache
     images = to_device(images_NHWC, body.device)
     cuts: dict[int, CutCost] = {}
     for config in configs:
-        learner = body.copied_learner(config, world, None)
+        learner = body.copied_learner(config, ranks, None)
         base = learner.base
         if base in cuts:
             continue
         tap = body.prefix.taps(images, [base])[base]
-        batch = config.train.global_batch // world
+        batch = config.train.global_batch // ranks.world
         inputs = tap[torch.arange(batch, device=tap.device) % len(tap)]
         labels = torch.zeros(batch, dtype=torch.int64, device=tap.device)
         learner.enter(base)
 
         def step(learner: Any = learner, inputs: Any = inputs, labels: Any = labels) -> None:
-            learner.backward(inputs, labels, labels == 0, len(labels))
+            learner.backward(inputs, labels, labels == 0, len(labels), step=0)
             learner.step(1e-6)
 
         prefix_s = _seconds(partial(body.prefix.taps, images, [base]))

@@ -88,7 +88,7 @@ class PackRank:
         key = share_key(config)
         shared = self.shares.of(config)
         classes = weights_of_classes(config, facts_of(config, self._index.classes), self._index)
-        learner = shared.body.copied_learner(config, self._ranks.world, classes)
+        learner = shared.body.copied_learner(config, self._ranks, classes)
         state = TrainState(facts_of(config, self._index.classes))
         if place.commit is not None:
             files = checkpoint.verified(self._folder(place.source), place.commit)

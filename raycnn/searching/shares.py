@@ -102,7 +102,7 @@ class Shares:
         """What trials with these values cost, one for each depth."""
         configs = [load_config(self._job.config, each) for each in values]
         shared = self.of(configs[0])
-        return measure(configs, shared.body, shared.feed.task, self._ranks.world, self._cache)
+        return measure(configs, shared.body, shared.feed.task, self._ranks, self._cache)
 
     def keep(self, keeping: Keeping) -> None:  # all ranks
         """What to keep from now on; called before the first trial joins."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from ray.tune.callback import Callback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from raycnn.scratch import scratch
 from raycnn.searching.board import Board
 from raycnn.searching.trial import Trial
 from raycnn.training.metrics import Mode
@@ -49,7 +49,7 @@ def run_stage(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
+    with scratch() as folder:
         tuner = tune.Tuner(
             tune.with_resources(Trial, {"CPU": TRIAL_CPUS}),
             tune_config=tune.TuneConfig(
@@ -57,7 +57,7 @@ def run_stage(
                 max_concurrent_trials=concurrent, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=scratch, verbose=0, stop=_Leaving(board, leave),
+                name="search", storage_path=folder, verbose=0, stop=_Leaving(board, leave),
                 callbacks=[Notes(board, news)], failure_config=tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip

@@ -198,6 +198,10 @@ class S3Store:
             raise failure(error, f"s3://{self.bucket}/{self._root}{key}") from None
 
 
+def _abort(s3: S3Client, upload: dict[str, Any]) -> None:
+    s3.abort_multipart_upload(**upload)
+
+
 def _delete(s3: S3Client, at: dict[str, Any]) -> None:
     s3.delete_object(**at)
 

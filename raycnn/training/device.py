@@ -93,17 +93,21 @@ def to_device(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tenso
     return images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images
 
 
+def memory_format(inputs: Tensor) -> torch.memory_format:
+    """How a batch lies in memory on every path: images and feature maps in channels_last."""
+    return torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
+
+
 def in_chunks(module: Callable[[Tensor], Tensor], inputs: Tensor, chunk: int) -> Tensor:
     """module(inputs) in passes of exactly `chunk` rows, the last one padded with zeros and trimmed.
 
     A network's last bits depend on the batch shape; with one shape on every path they do not depend on the path.
     """
-    memory_format = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
     outputs = []
     for start in range(0, len(inputs), chunk):
         part = inputs[start : start + chunk]
         missing = chunk - len(part)
         if missing:
             part = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
-        outputs.append(module(part.contiguous(memory_format=memory_format))[: chunk - missing])
+        outputs.append(module(part.contiguous(memory_format=memory_format(inputs)))[: chunk - missing])
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

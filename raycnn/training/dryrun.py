@@ -20,6 +20,7 @@ from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
 from raycnn.training.phases import depth_at
+from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body, facts_of
 
 
@@ -62,7 +63,7 @@ def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, flo
     prepare(device, config.train.threads)
     facts = facts_of(config, tuple(map(str, range(num_classes))))
     body = Body(config, facts, device)
-    learner = body.learner(config, 1, None)
+    learner = body.learner(config, Ranks(), None)
     batch = config.train.global_batch // config.train.workers
 
     def inputs(count: int) -> torch.Tensor:
@@ -72,7 +73,7 @@ def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, flo
 
     def step() -> None:
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        learner.backward(inputs(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch)
+        learner.backward(inputs(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch, step=0)
         learner.step(config.optim.lr)
 
     learner.enter(depth_at(plan.steps(config.train.epochs), config.model.unfreeze, plan))

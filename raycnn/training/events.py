@@ -10,11 +10,17 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
+def encode_head() -> bytes:
+    """What the file begins with."""
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+    return buffer.getvalue()
+
+
 def encode_events(lines: list[str]) -> bytes:
     """One scalar per number of each line, at the line's step; the same lines always give the same bytes."""
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
-    writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
     for line in lines:
         values = json.loads(line)
         step, wall_time = values.pop("step"), values.pop("time", 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
 import time
 import uuid
@@ -16,6 +15,7 @@ from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
 from raycnn.errors import CheckpointError, DataError, NoProgressError, RaycnnError
+from raycnn.scratch import scratch
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
@@ -171,11 +171,11 @@ def _fit_quietly(config: Config, index: str, owner: str, monitor: Any, died: lis
         num_workers=config.train.workers, use_gpu=cpus.gpus,
         resources_per_worker={"CPU": cpus.per_rank, **({"GPU": 1} if cpus.gpus else {})},
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="raycnn-") as scratch:
+    with scratch() as folder:
         # Ray gets no checkpoint from us and a fresh name each time, so that it never resumes anything by itself;
         # how often a group may die without progress is counted in the lease.
         run = RunConfig(
-            name=f"{config.run.name}-{uuid.uuid4().hex[:8]}", storage_path=scratch,
+            name=f"{config.run.name}-{uuid.uuid4().hex[:8]}", storage_path=folder,
             failure_config=FailureConfig(max_failures=-1),
         )  # fmt: skip
         backend = TorchConfig(backend="nccl" if cpus.gpus else "gloo", timeout_s=600)

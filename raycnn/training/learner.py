@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raycnn.config import Config
+from raycnn.data.keyed import derive_seed
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Depth, Split, Stages
 from raycnn.models.weights import load_state
 from raycnn.training.device import autocast, choose_precision, in_chunks
+from raycnn.training.exact import add_ranks, shards, tree_sum
 from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.optim import build_optimizer
 from raycnn.training.phases import deepest
+from raycnn.training.ranks import Ranks
 
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"
@@ -37,7 +40,7 @@ class Learner:
         stages: its stages.
         config: the run's.
         device: where to compute.
-        world: number of ranks.
+        ranks: that train together.
         class_weights_K: float32[K] weights of the loss, or None.
 
     Raises:
@@ -50,10 +53,10 @@ class Learner:
         stages: Stages,
         config: Config,
         device: torch.device,
-        world: int,
+        ranks: Ranks,
         class_weights_K: Tensor | None,
     ) -> None:
-        self.module, self.stages, self.config, self.device, self.world = module, stages, config, device, world
+        self.module, self.stages, self.config, self.device, self.ranks = module, stages, config, device, ranks
         self.base = stages.number(deepest(config.model.unfreeze))
         self._whole = stages.suffix(self.base)
         self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
@@ -73,18 +76,18 @@ class Learner:
         self._set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         self._suffix = self._split.suffix
-        if self.world > 1:
+        if self.ranks.world > 1 and not self.config.train.exact:
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
             # Buffers need no syncing: BatchNorm trains on its batch's statistics, and those that are kept are rank 0's.
             arguments: dict[str, Any] = {
-                "find_unused_parameters": self.world > 2 and self.device.type == "cpu",
+                "find_unused_parameters": self.ranks.world > 2 and self.device.type == "cpu",
                 "gradient_as_bucket_view": True,
                 _SYNC_BUFFERS: False,
             }
             self._suffix = DistributedDataParallel(self._split.suffix, **arguments)
 
-    def backward(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float) -> Tensor:
+    def backward(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int) -> Tensor:
         """Gradients of the mean loss over the global batch.
 
         Args:
@@ -92,22 +95,55 @@ class Learner:
             labels_N: int64 class indices.
             valid_N: bool; rows that count.
             global_count: rows that count over all ranks.
+            step: the global step; what is drawn at random (dropout) is keyed by it.
 
         Returns:
-            The sum of this rank's losses, float32 scalar on the device.
+            Sums of losses, one for this rank or for each of its virtual shards, float32 on the device.
         """
+        if self._split.prefix is not None:
+            with torch.no_grad(), autocast(self.device, self.precision):
+                inputs = in_chunks(self._split.prefix, inputs, self.config.train.chunk)
+        if self.config.train.exact:
+            return self._backward_exactly(inputs, labels_N, valid_N, global_count, step)
+        self._seed(f"step {step} rank {self.ranks.rank}")
+        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
+        return self._pass(inputs, labels_N, valid_N, self.ranks.world / max(global_count, 1.0))[None]
+
+    def _backward_exactly(
+        self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int
+    ) -> Tensor:  # all ranks
+        rows = self.config.train.global_batch // self.config.train.virtual_shards
+        first = self.ranks.rank * (len(inputs) // rows)
+        losses: list[Tensor] = []
+        gradients: dict[nn.Parameter, Tensor] = {}
+
+        def branches() -> Iterator[list[Tensor]]:
+            for shard, (place, part) in enumerate(shards(inputs, rows), first):
+                self._seed(f"step {step} shard {shard}")
+                losses.append(self._pass(part, labels_N[place], valid_N[place], 1 / max(global_count, 1.0)))
+                gradients.update({p: p.grad for p in self._split.suffix.parameters() if p.grad is not None})
+                self.optimizer.zero_grad(set_to_none=True)
+                yield list(gradients.values())
+
+        total = tree_sum(branches())
+        add_ranks(total, self.ranks)
+        for parameter, gradient in zip(gradients, total, strict=True):
+            parameter.grad = gradient
+        return torch.stack(losses)
+
+    def _pass(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, weight: float) -> Tensor:
+        """The sum of the losses, when its gradient times `weight` has been added to the parameters'."""
         with autocast(self.device, self.precision):
-            if self._split.prefix is not None:
-                with torch.no_grad():
-                    inputs = in_chunks(self._split.prefix, inputs, self.config.train.chunk)
             logits_NK = self._suffix(inputs)
         loss_sum = cross_entropy_sum(
             logits_NK.float(), labels_N, valid_N,
             class_weights_K=self.class_weights_K, label_smoothing=self.config.loss.label_smoothing,
         )  # fmt: skip
-        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
-        self.scaler.scale(loss_sum * (self.world / max(global_count, 1.0))).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss_sum * weight).backward()  # type: ignore[no-untyped-call]
         return loss_sum.detach()
+
+    def _seed(self, name: str) -> None:
+        torch.manual_seed(derive_seed(self.config.train.seed, name))
 
     def step(self, lr: float) -> float:
         """One optimizer step, unless a gradient is not finite.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from raycnn.data.keyed import derive_seed
 from raycnn.errors import DivergedError, RaycnnError
 from raycnn.training.clock import Clock
 from raycnn.training.due import due, evaluation_due
@@ -83,8 +82,7 @@ class Member:
         step, config, learner = self.state.step, self.config, self.learner
         with self.clock("compute"):
             learner.enter(depth_at(step, config.model.unfreeze, self._plan))
-            torch.manual_seed(derive_seed(config.train.seed, f"step {step} rank {ranks.rank}"))
-            loss_sum = learner.backward(inputs, targets, valid, count)
+            losses = learner.backward(inputs, targets, valid, count, step)
             lr = learning_rate(step, self.total, self._plan.steps_per_epoch, config.optim)
             norm = learner.step(lr)
         if norm - norm != 0 and not learner.skips_overflows():
@@ -96,7 +94,7 @@ class Member:
             )
         self.state = replace(self.state, step=step + 1)
         if due(self.state.step, config.train.log_every, self.total):
-            (total_loss,) = ranks.sum([float(loss_sum)])
+            total_loss = math.fsum(loss for found in ranks.gather(losses.tolist()) for loss in found)
             self.loss = total_loss / count if count else None
             self.line(lr=lr, loss=self.loss, gradient_norm=norm)
 

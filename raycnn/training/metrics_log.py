@@ -17,9 +17,9 @@ def merge(existing_lines: Iterable[str], commit_lines: Iterable[str], step: int)
     Returns:
         JSON objects with a key "step", in order of steps, none twice.
     """
-    new = [line for line in commit_lines if 0 <= _step(line) <= step]
-    end = min([step + 1, *map(_step, new)])
-    return [line for line in existing_lines if 0 <= _step(line) < end] + new
+    new = [line for line in commit_lines if 0 <= step_of(line) <= step]
+    end = min([step + 1, *map(step_of, new)])
+    return [line for line in existing_lines if 0 <= step_of(line) < end] + new
 
 
 def encode_lines(lines: Iterable[str]) -> bytes:
@@ -32,7 +32,8 @@ def decode_lines(data: bytes) -> list[str]:
     return data.decode().split("\n")[:-1]
 
 
-def _step(line: str) -> int:
+def step_of(line: str) -> int:
+    """The step of a line, -1 for anything else."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, LookupError):

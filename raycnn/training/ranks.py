@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from raycnn.errors import RaycnnError
 
@@ -51,6 +52,14 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def swap(self, mine: Tensor, partner: int) -> Tensor:  # both ranks
+        """The tensor of the same shape that the partner has for this one; from device to device, not over gloo."""
+        theirs = torch.empty_like(mine)
+        operations = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        return theirs
 
     def from_first(self, value: T | RaycnnError | None) -> T:  # all ranks
         """Rank 0's value, or its RaycnnError, raised on every rank."""

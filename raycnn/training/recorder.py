@@ -6,21 +6,22 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 from raycnn.config import Config, identity_hash
-from raycnn.errors import ObjectNotFound, RaycnnError
+from raycnn.errors import RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import LeaseRecord, check
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.committer import Committer
-from raycnn.training.events import encode_events
 from raycnn.training.learner import Learner
 from raycnn.training.metrics import metric_mode
-from raycnn.training.metrics_log import decode_lines, encode_lines, merge
+from raycnn.training.metrics_log import encode_lines
 from raycnn.training.serialize import encode_optimizer, encode_weights
+from raycnn.training.shown import Shown
 from raycnn.training.state import TrainState
 from raycnn.version import __version__
 
@@ -35,6 +36,11 @@ class Run:
     config: Config
     record: LeaseRecord
     world: int
+
+    @cached_property
+    def shown(self) -> Shown:
+        """metrics.jsonl and events/, as they follow from the commits."""
+        return Shown(self.store)
 
     def commit(self, state: TrainState, files: Callable[[], Files], lines: list[str], evaluated: bool) -> Commit:
         """Commit a state; then metrics.jsonl, events/ and the clean-up that follow from it."""
@@ -53,17 +59,11 @@ class Run:
 
         commit = checkpoint.write(self.store, state.step, record.epoch, contents, facts, guard=guard)
         guard()  # whoever slept until now and was fenced out meanwhile must not prune the new owner's commits
-        self.show(lines, state.step)
+        self.shown.update(lines, state.step)
         kept = checkpoint.commits(self.store, record)
         best = checkpoint.best(kept, config.train.metric, metric_mode(config.train.metric))
         checkpoint.prune(self.store, record, config.train.keep, best)
         return commit
-
-    def show(self, lines: list[str], step: int) -> None:
-        """Bring metrics.jsonl and events/ up to `step`, whose commit holds `lines`; later ones are dropped."""
-        merged = merge(read_lines(self.store), lines, step)
-        self.store.put("metrics.jsonl", encode_lines(merged))
-        self.store.put("events/events.out.tfevents.0.raycnn", encode_events(merged))
 
 
 @dataclass
@@ -115,14 +115,6 @@ class Recorder:
         except RaycnnError as error:
             return error
         return None
-
-
-def read_lines(store: Store) -> list[str]:
-    """The lines of the run's metrics.jsonl."""
-    try:
-        return decode_lines(store.get("metrics.jsonl"))
-    except ObjectNotFound:
-        return []
 
 
 def versions() -> dict[str, str]:

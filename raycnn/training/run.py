@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raycnn.config import Config, identity, identity_hash
+from raycnn.config import Config, fields, identity, identity_hash
 from raycnn.data.keyed import derive_seed
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
 from raycnn.models.weights import load_pretrained
@@ -59,10 +60,14 @@ def read_run(store: Store) -> RunFacts | None:
 def check_identity(config: Config, facts: RunFacts, where: str) -> None:
     """CheckpointError with the differing fields when `config` is not the run's, in a field that decides the result."""
     now = identity(config)
+    # a setting that did not exist when the run was started had the effect of its default
+    then = {
+        path: to_jsonable_python(info.default) for path, info in fields() if not info.is_required()
+    } | facts.identity
     differing = [
-        f"{path}: {facts.identity.get(path)} -> {now.get(path)}"
+        f"{path}: {then.get(path)} -> {now.get(path)}"
         for path in sorted(now.keys() | facts.identity.keys())
-        if now.get(path) != facts.identity.get(path)
+        if now.get(path) != then.get(path)
     ]
     if differing:
         raise CheckpointError(

@@ -23,6 +23,7 @@ from raycnn.training.learner import Learner
 from raycnn.training.losses import class_weights
 from raycnn.training.phases import deepest
 from raycnn.training.prefix import Prefix
+from raycnn.training.ranks import Ranks
 from raycnn.training.state import NetworkFacts
 
 INDEX_COLUMNS = (*COLUMNS, "label", "split")
@@ -67,14 +68,14 @@ class Body:
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
+    def learner(self, config: Config, ranks: Ranks, class_weights_K: Tensor | None) -> Learner:
         """Trains this very network."""
-        return Learner(self.module, self.stages, config, self.device, world, class_weights_K)
+        return Learner(self.module, self.stages, config, self.device, ranks, class_weights_K)
 
-    def copied_learner(self, config: Config, world: int, class_weights_K: Tensor | None) -> Learner:
+    def copied_learner(self, config: Config, ranks: Ranks, class_weights_K: Tensor | None) -> Learner:
         """Trains a copy of the suffix that the config unfreezes; what comes before stays shared."""
         network, stages = self.stages.copy(deepest(config.model.unfreeze))
-        return Learner(network.module, stages, config, self.device, world, class_weights_K)
+        return Learner(network.module, stages, config, self.device, ranks, class_weights_K)
 
 
 def weights_of_classes(config: Config, facts: NetworkFacts, index: Index) -> Tensor | None:

@@ -125,13 +125,13 @@ def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
     files = checkpoint.verified(store, commit)
     state = TrainState.decode(files["state.json"])
     body = Body(config, state.network, device)
-    learner = body.learner(config, ranks.world, weights_of_classes(config, state.network, index))
+    learner = body.learner(config, ranks, weights_of_classes(config, state.network, index))
     learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
     task = task_of(config, state.network, index, job.task_cpus, ranks.world)
     bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)
     run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
     if run:
-        run.show(decode_lines(files["metrics.jsonl"]), commit.step)
+        run.shown.update(decode_lines(files["metrics.jsonl"]), commit.step)
     member = Member(learner, state, Recorder(run, commit), task, clock)
     return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total), bad_rows)
 

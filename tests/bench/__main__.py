@@ -10,12 +10,13 @@ from pathlib import Path
 
 from raycnn.cluster import available_cpus
 from tests.bench.ingest import ingest
+from tests.bench.promises import exact, promises
 from tests.bench.search import search
 from tests.bench.training import first_step, large_index, memory
 
 
 def main() -> None:
-    measures = {each.__name__: each for each in (first_step, ingest, memory, large_index, search)}
+    measures = {each.__name__: each for each in (first_step, ingest, memory, large_index, promises, exact, search)}
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=main.__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"which to measure: {', '.join(measures)}")
     parser.add_argument("--full", action="store_true", help="search: every trial of every side, half an hour more")

@@ -200,6 +200,22 @@ def test_large_files_go_up_in_parts(store: S3Store, tmp_path: Path, monkeypatch:
     assert "Uploads" not in client().list_multipart_uploads(Bucket=store.bucket)
 
 
+def test_parts_of_a_killed_upload_go_with_the_next(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 * 2**20)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(6 * 2**20))
+    for key in ("large", "large-other"):
+        at = {"Bucket": store.bucket, "Key": f"{store.prefix}/{key}" if store.prefix else key}
+        upload = client().create_multipart_upload(**at)["UploadId"]
+        client().upload_part(**at, UploadId=upload, PartNumber=1, Body=bytes(5 * 2**20))
+    store.put_file("large", path)
+    (left,) = client().list_multipart_uploads(Bucket=store.bucket)["Uploads"]
+    assert left["Key"].endswith("large-other")
+    assert store.get("large") == path.read_bytes()
+
+
 def test_a_failed_upload_leaves_no_parts(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_PART_BYTES", 5 * 2**20)
     path = tmp_path / "large"

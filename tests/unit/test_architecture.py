@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (
-    {"errors", "config", "version"},
+    {"errors", "config", "version", "scratch"},
     {"storage", "cluster"},
     {"data"},
     {"models"},

@@ -229,6 +229,25 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "latin.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"train.virtual_shards": 6, "train.global_batch": 36}, "power of two"),
+        ({"train.workers": 8}, "multiple of workers 8"),
+        ({"train.workers": 3, "train.global_batch": 12}, "multiple of workers 3"),
+        ({"train.global_batch": 6}, "multiple of virtual_shards 4"),
+        ({"model.batchnorm": "local"}, "use model.batchnorm: frozen"),
+        ({"model.batchnorm": "sync"}, "use model.batchnorm: frozen"),
+    ],
+)
+def test_exact_training_needs_shards_that_divide_and_frozen_statistics(changes: dict[str, Any], word: str) -> None:
+    load_config(smallest(), changes)
+    with pytest.raises(ConfigError, match=word) as caught:
+        load_config(smallest(), {"train.exact": True, **changes})
+    assert identity(load(train__exact=True)) != identity(load())
+    assert caught.value.where in ("train", "train.exact")
+
+
 CHANGES = {
     "optim.lr": 0.5,
     "optim.weight_decay": 0.5,
@@ -237,6 +256,7 @@ CHANGES = {
     "train.global_batch": 32,
     "train.chunk": 16,
     "train.precision": "float32",
+    "train.virtual_shards": 8,
     "model.name": "timm/resnet18",
     "model.weights": "none",
     "model.unfreeze": 1,

@@ -4,6 +4,7 @@ import torch
 from raycnn.config import load_config
 from raycnn.errors import ConfigError
 from raycnn.training.device import choose_precision, in_chunks
+from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body, facts_of
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ def learner(unfreeze="all", **changes):
         changes,
     )
     body = Body(config, facts_of(config, ("a", "b", "c")), CPU)
-    made = body.learner(config, 1, None)
+    made = body.learner(config, Ranks(), None)
     made.enter(unfreeze)
     made.prefix = body.prefix
     return made
@@ -44,7 +45,7 @@ def changed(before, after):
 def test_a_step_moves_the_suffix_alone_and_no_statistics():
     made = learner(unfreeze=1)
     before = weights(made)
-    made.backward(*batch(made), global_count=6)
+    made.backward(*batch(made), global_count=6, step=0)
     assert made.step(0.1) > 0
     expected = {n for s in (*made.stages.stages[-1:], made.stages.head) for n in s.parameter_names}
     assert changed(before, weights(made)) <= expected
@@ -55,10 +56,10 @@ def test_masked_rows_change_nothing():
     made = [learner(), learner()]
     images, labels, valid = batch(made[0])
     valid[4:] = False
-    made[0].backward(images, labels, valid, global_count=4)
+    made[0].backward(images, labels, valid, global_count=4, step=0)
     images = torch.cat([images[:4], torch.zeros_like(images[4:])])
     labels[4:] = 0
-    made[1].backward(images, labels, valid, global_count=4)
+    made[1].backward(images, labels, valid, global_count=4, step=0)
     for each in made:
         each.step(0.1)
     assert not changed(weights(made[0]), weights(made[1]))
@@ -67,7 +68,7 @@ def test_masked_rows_change_nothing():
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
     made = learner()
     before = weights(made)
-    made.backward(*batch(made), global_count=6)
+    made.backward(*batch(made), global_count=6, step=0)
     next(p for group in made.optimizer.param_groups for p in group["params"]).grad[0] = float("nan")
     norm = made.step(0.1)
     assert norm != norm
@@ -77,15 +78,15 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
 def test_snapshot_and_restore_continue_bit_for_bit():
     whole, parts = learner(), learner()
     for seed in range(4):
-        whole.backward(*batch(whole, seed), global_count=6)
+        whole.backward(*batch(whole, seed), global_count=6, step=0)
         whole.step(0.05)
     for seed in range(2):
-        parts.backward(*batch(parts, seed), global_count=6)
+        parts.backward(*batch(parts, seed), global_count=6, step=0)
         parts.step(0.05)
     resumed = learner()
     resumed.restore(*parts.snapshot())
     for seed in range(2, 4):
-        resumed.backward(*batch(resumed, seed), global_count=6)
+        resumed.backward(*batch(resumed, seed), global_count=6, step=0)
         resumed.step(0.05)
     assert not changed(weights(whole), weights(resumed))
 
@@ -93,7 +94,7 @@ def test_snapshot_and_restore_continue_bit_for_bit():
 def test_clipping_bounds_the_step():
     made = learner(**{"optim.name": "sgd", "optim.momentum": 0, "optim.weight_decay": 0, "optim.clip_norm": 1e-3})
     before = weights(made)
-    made.backward(*batch(made), global_count=6)
+    made.backward(*batch(made), global_count=6, step=0)
     assert made.step(1.0) > 1e-3
     moved = torch.cat([(before[n] - t).flatten() for n, t in weights(made).items() if t.is_floating_point()])
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)

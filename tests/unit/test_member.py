@@ -42,7 +42,7 @@ def member(step: int = 0, *, alone: bool = False, rows: int = 10, **train: Any) 
     table = pa.table({"key": [f"{n}.png" for n in range(rows)], "label": np.arange(rows, dtype=np.int32) % 2})
     reader = ImageReader("/y", facts.preprocessing, Limits(1, 1))
     task = Task(Plan(rows, 4, 0), table, reader, table, reader, 4, 1.0, 1)
-    learner = body.copied_learner(config, 1, None)
+    learner = body.copied_learner(config, Ranks(), None)
     return Member(learner, TrainState(facts, step), Recorder(None), task, Clock(), alone=alone)
 
 

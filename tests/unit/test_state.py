@@ -3,14 +3,14 @@ import json
 import pyarrow as pa
 import pytest
 
-from raycnn.config import load_config
+from raycnn.config import identity, load_config
 from raycnn.data.plan import Plan
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import open_store
 from raycnn.training.badrows import BadRows
-from raycnn.training.events import encode_events
-from raycnn.training.run import check_identity, create_run, read_run
+from raycnn.training.events import encode_events, encode_head
+from raycnn.training.run import RunFacts, check_identity, create_run, read_run
 from raycnn.training.state import NetworkFacts, TrainState
 
 FACTS = NetworkFacts("timm/x", ("a", "b"), Preprocessing(8, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3), 4)
@@ -63,6 +63,15 @@ def test_a_run_keeps_its_identity(tmp_path):
         check_identity(load_config(CONFIG, {"optim.lr": 0.5, "train.seed": 1}), facts, "here")
 
 
+def test_a_run_of_before_a_setting_existed_had_its_default():
+    known = identity(CONFIG)
+    del known["train.exact"], known["augment.crop_scale"]
+    facts = RunFacts("hash", ("a", "b"), known, {}, "train")
+    check_identity(CONFIG, facts, "here")
+    with pytest.raises(CheckpointError, match=r"train.exact: False -> True$|train.exact: False -> True\b"):
+        check_identity(load_config(CONFIG, {"train.exact": True}), facts, "here")
+
+
 def test_a_newer_run_is_refused(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="newer version"):
@@ -74,7 +83,7 @@ def test_tensorboard_reads_the_events(tmp_path):
 
     lines = [json.dumps({"step": s, "loss": 1 / s, "lr": None, "seconds": {}, "time": 5.0 + s}) for s in (1, 2)]
     path = tmp_path / "events.out.tfevents.0.raycnn"
-    path.write_bytes(encode_events(lines))
+    path.write_bytes(encode_head() + encode_events(lines))
     events = [event for event in EventFileLoader(str(path)).Load() if event.step]
     assert [(e.step, e.wall_time, e.summary.value[0].tag) for e in events] == [(1, 6.0, "loss"), (2, 7.0, "loss")]
     assert encode_events(lines).startswith(encode_events(lines[:1]))

@@ -1,0 +1,109 @@
+"""`train.exact`: the bits of a run do not depend on its number of workers, nor on a change of it in the middle."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import raycnn
+from raycnn.cluster import connect
+from raycnn.config import Config
+from raycnn.storage import open_store
+from tests.support.runs import final_hashes
+
+pytestmark = [pytest.mark.slow, pytest.mark.scenario("other world size, other config")]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with connect():
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exact")
+    images, labels = load_digits(return_X_y=True)
+    for number, (pixels, label) in enumerate(zip(images[:360], labels, strict=False)):
+        folder = root / "digits" / f"digit-{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype(np.uint8)).resize((32, 32))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        (folder / f"{number:03}.png").write_bytes(buffer.getvalue())
+    return root
+
+
+def config(root: Path, name: str, workers: int, *, exact: bool = True, **changes: Any) -> Config:
+    """Depth in phases, BatchNorm, dropout, augmentation, warmup, clipping and early evaluation are all in it."""
+    tree = {
+        "run": {"name": name, "storage": str(root / "runs")},
+        "data": {"source": str(root / "digits"), "val_fraction": 0.2, "test_fraction": 0.1, "image_size": 32},
+        "model": {
+            "name": "torchvision/mobilenet_v3_small",
+            "weights": "none",
+            "unfreeze": [{"depth": 1, "epochs": 0.7}, {"depth": 2, "epochs": 9}],
+        },
+        "augment": {"crop_scale": [0.8, 1.0]},
+        "optim": {"lr": 0.002, "warmup_epochs": 0.5, "clip_norm": 1.0},
+        "loss": {"label_smoothing": 0.1, "class_weights": "balanced"},
+        "train": {
+            "epochs": 2, "global_batch": 32, "chunk": 16, "workers": workers, "exact": exact,
+            "checkpoint_every": 4, "log_every": 3, "eval_every": 0.6,
+        },
+    }  # fmt: skip
+    return raycnn.load_config(tree, changes)
+
+
+def hashes(root: Path, name: str) -> dict[str, Any]:
+    return final_hashes(open_store(str(root / "runs" / name)))
+
+
+@pytest.fixture(scope="module")
+def one(local_ray: None, digits: Path) -> dict[str, Any]:
+    """What one worker ends with."""
+    assert raycnn.train(config(digits, "one", 1))["status"] == "finished"
+    return hashes(digits, "one")
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_more_workers_end_with_the_same_bits(workers: int, one: dict[str, Any], digits: Path, seen: Any) -> None:
+    raycnn.train(config(digits, f"world-{workers}", workers))
+    assert hashes(digits, f"world-{workers}") == one
+    seen.what = "exact: equal sha256 of weights, optimizer, state, metrics"
+
+
+def test_a_run_that_changes_its_size_twice_ends_with_the_same_bits(
+    one: dict[str, Any], digits: Path, seen: Any
+) -> None:
+    stops = []
+    for workers, until in ((2, 4), (1, 9), (4, 99)):
+
+        def leave(progress: dict[str, Any], lines: list[str], until: int = until) -> None:
+            if progress.get("step", 0) >= until and len(stops) < 2 and until not in stops:
+                stops.append(until)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        result = raycnn.train(config(digits, "changing", workers), show=leave)
+        assert result["status"] == ("finished" if workers == 4 else "preempted")
+    assert stops == [4, 9]
+    assert hashes(digits, "changing") == one
+    seen.what = "exact: 2 -> 1 -> 4 workers, equal sha256"
+
+
+def test_without_it_the_number_of_workers_shows_in_the_bits(one: dict[str, Any], digits: Path, seen: Any) -> None:
+    for workers in (1, 2):
+        raycnn.train(config(digits, f"plain-{workers}", workers, exact=False))
+    left, right = (hashes(digits, f"plain-{workers}") for workers in (1, 2))
+    assert left["step"] == right["step"] == one["step"]
+    assert left["weights.safetensors"] != right["weights.safetensors"]
+    seen.what = "not exact: other bits, as they may be"
