@@ -18,9 +18,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from raycnn.secrecy import masked
+
 
 class RaycnnError(Exception):
-    """A failure told in one line: what went wrong, where, and what to do about it.
+    """A failure told in one line: what went wrong, where, and what to do about it; secrets in it are masked.
 
     Args:
         what: what happened, in words.
@@ -31,8 +33,8 @@ class RaycnnError(Exception):
     code = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = masked(what), masked(where), masked(fix)
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         line = self.what + (f" ({self.where})" if self.where else "") + (f": {self.fix}" if self.fix else "")

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from raycnn.errors import ConfigError, StorageError
+from raycnn.secrecy import is_secret_parameter
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -150,7 +151,8 @@ def shown(uri: str) -> str:
 
 def _scheme(uri: str) -> str:
     scheme, mark, rest = uri.partition("://")
-    if mark and ":" in rest.partition("/")[0].rpartition("@")[0]:
+    names = [name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)]
+    if mark and (":" in rest.partition("/")[0].rpartition("@")[0] or any(map(is_secret_parameter, names))):
         raise ConfigError(
             "credentials in a uri",
             where=shown(uri),

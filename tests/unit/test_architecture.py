@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (
-    {"errors", "config", "version"},
-    {"storage", "cluster"},
+    {"errors", "secrecy", "config", "version"},
+    {"storage", "dashboard", "cluster"},
     {"data"},
     {"models"},
     {"training"},
