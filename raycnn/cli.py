@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from raycnn import verbs
 from raycnn.config import fields, load_config
-from raycnn.errors import ConfigError, Preempted, RaycnnError
+from raycnn.errors import ConfigError, Preempted, RaycnnError, printable
 from raycnn.progress import Progress, quiet_logs
 from raycnn.secrecy import masked
 
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         result = run(arguments, progress)
         progress.close()
-        print(masked(json.dumps(result, allow_nan=False) if as_json else _for_people(arguments[0], result)))
+        lines = [json.dumps(result, allow_nan=False)] if as_json else _for_people(arguments[0], result).split("\n")
+        print(masked("\n".join(map(printable, lines))))
         if arguments[0] == "train" and result["status"] == "preempted":
             code = Preempted.code
             print("preempted: everything is committed; the same command continues", file=sys.stderr)

@@ -202,14 +202,22 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
 
 
 def summary(index: Index) -> dict[str, Any]:
-    """What `raycnn index` reports: {rows, classes, splits, quarantined, duplicates, manifest}."""
+    """What `raycnn index` reports: {rows, classes, splits, quarantined, quarantined_by, duplicates, manifest}.
+
+    quarantined_by counts by split and class: {split: {class: n}}, "-" for those that have none.
+    """
     per_label = _counts(pc.list_flatten(index.manifest["labels"]))
     per_split = _counts(index.manifest["split"])
+    by: dict[str, dict[str, int]] = {}
+    for split, label in zip(*(index.quarantine[name].to_pylist() for name in ("split", "label")), strict=True):
+        classes = by.setdefault(split or "-", {})
+        classes[label or "-"] = classes.get(label or "-", 0) + 1
     return {
         "rows": len(index.manifest),
         "classes": {name: per_label.get(label, 0) for label, name in enumerate(index.classes)},
         "splits": {name: per_split.get(name, 0) for name in SPLITS},
         "quarantined": index.quarantine.select(["key", "reason"]).to_pylist(),
+        "quarantined_by": by,
         "duplicates": [list(pair) for pair in index.duplicates],
         "manifest": f"{index.path}/{_FILES[0]}",
     }
