@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from typing import Final
+from urllib.parse import parse_qsl
 
 _MASK: Final = "***"
 _SHORTEST: Final = 8  # a shorter value would mask ordinary words
@@ -15,7 +16,7 @@ _NO_SECRET: Final = re.compile(r"(?:_file|_path|_uri|_url|_expiration|_mode)$", 
 _PARAMETER: Final = re.compile(rf"(?:{_SECRET}|(?:^|[-_])(?:sig|key|pwd|auth)$)", re.IGNORECASE)
 
 _IN_TEXT: Final = (
-    (re.compile(r"(\w://)[^\s/?#@'\"]+@"), rf"\1{_MASK}@"),
+    (re.compile(r"(?<!\babfs)(?<!\babfss)(://)[^\s/?#@'\"]+@"), rf"\1{_MASK}@"),
     (re.compile(rf"([?&;][\w.-]*(?:{_SECRET}|\bsig\b)[\w.-]*=)[^\s&;#'\"]+", re.IGNORECASE), rf"\1{_MASK}"),
     (re.compile(r"\b((?:Bearer|Basic)\s+)[\w.~+/=-]{8,}"), rf"\1{_MASK}"),
     (re.compile(r"\b((?:Signature|Credential)=)[^\s,&]+"), rf"\1{_MASK}"),
@@ -32,9 +33,12 @@ def masked(text: str) -> str:
     return text
 
 
-def is_secret_parameter(name: str) -> bool:
-    """Whether a uri's query would carry a secret under this name."""
-    return _PARAMETER.search(name) is not None
+def has_credentials(uri: str) -> bool:
+    """Whether an address carries a password, or a query with a secret or a signature."""
+    _, mark, rest = uri.partition("://")
+    host, _, _ = rest.partition("/")
+    names = [name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)]
+    return bool(mark) and (":" in host.rpartition("@")[0] or any(map(_PARAMETER.search, names)))
 
 
 class MaskingFormatter(logging.Formatter):

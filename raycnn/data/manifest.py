@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from raycnn.data.decode import Limits
 from raycnn.errors import DataError, ObjectNotFound
 from raycnn.storage import Store
+from raycnn.storage.base import parse_json
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -156,11 +157,12 @@ def read_facts(store: Store, hash: str) -> dict[str, Any]:
     """
     where = f"{store.uri}/index/{hash}"
     try:
-        facts: dict[str, Any] = json.loads(store.get(f"index/{hash}/index.json"))
-        version = facts["format"]
+        facts: dict[str, Any] = parse_json(store.get(f"index/{hash}/index.json"))
+        if not isinstance(version := facts["format"], int) or (version <= _FORMAT and not _well_formed(facts)):
+            raise ValueError("not the facts of an index")
     except ObjectNotFound:
         raise DataError("no such index", where=where, fix="run `raycnn index` again") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(where) from None
     if version > _FORMAT:
         raise DataError(f"index of a newer format {version}", where=where, fix="update raycnn")
@@ -233,6 +235,17 @@ def _file(store: Store, key: str, expected: dict[str, Any]) -> bytes | None:
     except ObjectNotFound:
         return None
     return data if hashlib.sha256(data).hexdigest() == expected["sha256"] else None
+
+
+def _well_formed(facts: dict[str, Any]) -> bool:
+    texts = [facts["source"], facts["kind"], *facts["classes"], *(facts["files"][name]["sha256"] for name in _FILES)]
+    pairs = [*facts["duplicates"], *facts["conflicts"]]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(len(pair) == 2 for pair in pairs)
+        and isinstance(facts["created"], float | int)
+        and facts["limits"].keys() == Limits.__annotations__.keys()
+    )
 
 
 def _damaged(where: str) -> DataError:

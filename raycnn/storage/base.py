@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 from raycnn.errors import ConfigError, StorageError
-from raycnn.secrecy import is_secret_parameter
+from raycnn.secrecy import has_credentials
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -140,6 +141,14 @@ def check_key(key: str) -> str:
     return key
 
 
+def parse_json(data: bytes) -> Any:
+    """JSON that lay in a store; ValueError for all that is none, however deep."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def shown(uri: str) -> str:
     """The uri without user, password and query, fit for messages."""
     scheme, mark, rest = uri.partition("://")
@@ -150,9 +159,8 @@ def shown(uri: str) -> str:
 
 
 def _scheme(uri: str) -> str:
-    scheme, mark, rest = uri.partition("://")
-    names = [name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)]
-    if mark and (":" in rest.partition("/")[0].rpartition("@")[0] or any(map(is_secret_parameter, names))):
+    scheme, mark, _ = uri.partition("://")
+    if has_credentials(uri):
         raise ConfigError(
             "credentials in a uri",
             where=shown(uri),

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed, RunBusyError, StorageError
-from raycnn.storage.base import Store
+from raycnn.storage.base import Store, parse_json
 
 KEY: Final = "lease.json"
 _KEEPER: Final = (sys.executable, "-P", "-m", "raycnn.storage.keeper")
@@ -270,7 +270,7 @@ def read_lease(store: Store) -> LeaseRecord:
         CheckpointError: lease.json is not a lease.
     """
     try:
-        tree = json.loads(store.get(KEY))
+        tree = parse_json(store.get(KEY))
         bases = {int(epoch): int(step) for epoch, step in tree["bases"].items()}
         numbers = {name: int(tree[name]) for name in ("epoch", "beat", "attempts")}
         return LeaseRecord(owner=str(tree["owner"]), released=bool(tree["released"]), bases=bases, **numbers)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from raycnn.errors import StorageError
-from raycnn.secrecy import MaskingFormatter, is_secret_parameter, masked
+from raycnn.secrecy import MaskingFormatter, has_credentials, masked
 
 CANARY = "cAnArY/0123456789+secret"
 
@@ -56,7 +56,13 @@ def test_log_lines_and_their_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None
     assert "ValueError: ***" in line
 
 
-def test_secret_parameters() -> None:
-    secret = ["X-Amz-Signature", "X-Amz-Security-Token", "sig", "secret_key", "AWSAccessKeyId", "client_secret", "key"]
-    assert all(map(is_secret_parameter, secret))
-    assert not any(map(is_secret_parameter, ["region", "endpoint_override", "scheme", "versionId", "monkey"]))
+@pytest.mark.parametrize("name", ["X-Amz-Signature", "sig", "secret_key", "AWSAccessKeyId", "client_secret", "key"])
+def test_addresses_with_credentials(name: str) -> None:
+    assert has_credentials(f"s3://bucket/key?a=1&{name}=x")
+
+
+def test_addresses_without() -> None:
+    assert has_credentials("https://me:pass@host/")
+    plain = ["s3://bucket/a:b@c", "gs://b?region=x&endpoint_override=h&monkey=1", "abfs://part@account/a", "/a?key=b"]
+    assert not any(map(has_credentials, plain))
+    assert masked("abfs://part@account/a") == "abfs://part@account/a"
