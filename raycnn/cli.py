@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,8 +15,9 @@ from pydantic.fields import FieldInfo
 
 from raycnn import verbs
 from raycnn.config import fields, load_config
-from raycnn.errors import ConfigError, Preempted, RaycnnError
+from raycnn.errors import ConfigError, Preempted, RaycnnError, printable
 from raycnn.progress import Progress, quiet_logs
+from raycnn.secrecy import masked
 
 _VERBS = {
     "index": "read the source once: every object becomes a row of the manifest or is quarantined",
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         result = run(arguments, progress)
         progress.close()
-        print(json.dumps(result, allow_nan=False) if as_json else _for_people(arguments[0], result))
+        lines = [json.dumps(result, allow_nan=False)] if as_json else _for_people(arguments[0], result).split("\n")
+        print(masked("\n".join(map(printable, lines))))
         if arguments[0] == "train" and result["status"] == "preempted":
             code = Preempted.code
             print("preempted: everything is committed; the same command continues", file=sys.stderr)
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         progress.close()
         if "--verbose" in arguments:
-            raise
+            print(masked(traceback.format_exc()), file=sys.stderr)
         code = _tell(RaycnnError(f"unexpected {type(error).__name__}: {error}", fix="--verbose shows where"), as_json)
     except KeyboardInterrupt:
         progress.close()

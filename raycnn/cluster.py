@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from raycnn.dashboard import refuse_open
 from raycnn.errors import ConfigError
 from raycnn.scratch import scratch
 
@@ -82,7 +83,7 @@ def connect(address: str = "local", *, verbose: bool = False) -> Iterator[None]:
     this machine belongs to). A Ray that the process already uses is used as it is and left running.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or one that runs anyone's jobs without a token.
     """
     import ray
 
@@ -111,7 +112,9 @@ def _init(address: str, folder: str | None, level: int, verbose: bool) -> None:
             object_store_memory=_object_store_bytes(), logging_level=level, log_to_driver=verbose,
         )  # fmt: skip
     else:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        context = ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        if context.dashboard_url:
+            refuse_open(context.dashboard_url)
     import ray.data
 
     ray.data.DataContext.get_current()  # sets up its loggers, which would undo the levels below later

@@ -19,9 +19,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from raycnn.secrecy import masked
+
 
 class RaycnnError(Exception):
-    """A failure told in one line: what went wrong, where, and what to do about it.
+    """A failure told in one line: what went wrong, where, and what to do about it; secrets in it are masked.
 
     Args:
         what: what happened, in words.
@@ -32,12 +34,12 @@ class RaycnnError(Exception):
     code = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = masked(what), masked(where), masked(fix)
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         line = self.what + (f" ({self.where})" if self.where else "") + (f": {self.fix}" if self.fix else "")
-        return " ".join(line.split())
+        return printable(" ".join(line.split()))
 
     def __reduce__(self) -> tuple[Any, ...]:  # keyword arguments do not survive Exception's own pickling
         return _rebuild, (type(self), self.what, self.where, self.fix)
@@ -45,6 +47,11 @@ class RaycnnError(Exception):
     def as_json(self) -> dict[str, Any]:
         """The error as `--json` prints it: {code, what, where, fix}."""
         return {"code": self.code, "what": self.what, "where": self.where, "fix": self.fix}
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out: a key or a label could steer a terminal, or turn a line around."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _rebuild(kind: type[RaycnnError], what: str, where: str, fix: str) -> RaycnnError:

@@ -7,13 +7,17 @@ import sys
 import time
 from typing import Any, TextIO
 
+from raycnn.secrecy import MaskingFormatter, masked
+
 _EVERY_S = 10.0
 
 
 def quiet_logs() -> None:
-    """Let warnings of raycnn and of libraries' loggers through to stderr, but none of Python's own."""
+    """Let warnings of raycnn and of libraries' loggers through to stderr, secrets masked, but none of Python's own."""
     logging.captureWarnings(True)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(MaskingFormatter("%(message)s"))
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
@@ -33,7 +37,7 @@ class Progress:
         """Called as often as there is news."""
         for line in filter(None, lines):
             self._clear()
-            print(line, file=self._stream, flush=True)
+            print(masked(line), file=self._stream, flush=True)
         text = self._text(progress)
         if not text or text == self._shown:
             return

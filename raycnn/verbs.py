@@ -24,7 +24,8 @@ def index(config: Source, *, address: str = "local", show: Show = _silent, verbo
     """Index the source: every object becomes a row of the manifest or is quarantined with a reason.
 
     Returns:
-        {rows, classes: {name: count}, splits: {name: count}, quarantined: [{key, reason}], duplicates, manifest}
+        {rows, classes: {name: count}, splits: {name: count}, quarantined: [{key, reason}],
+        quarantined_by: {split: {class: count}}, duplicates, manifest}
 
     Raises:
         ConfigError, DataError, StorageError

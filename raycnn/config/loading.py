@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from pydantic import ValidationError
 from raycnn.config.paths import set_path
 from raycnn.config.sections import Config
 from raycnn.errors import ConfigError
+from raycnn.secrecy import has_credentials
 
 
 def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[str, Any] | None = None) -> Config:
     """The config of a YAML file (or mapping), with `overrides` by dotted path laid over it.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown field, a value its field refuses; the path is named.
+        ConfigError: a file that cannot be read, an unknown field, a value its field refuses, an address
+            with credentials; the path is named.
     """
     if isinstance(source, Config):
         tree = source.model_dump(mode="json", exclude_unset=True)
@@ -28,9 +31,14 @@ def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[st
     for path, value in (overrides or {}).items():
         set_path(tree, path, value)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise _as_config_error(error) from None
+    for path, text in _texts(tree):  # a config is stored with its run, and shown
+        if has_credentials(text):
+            fix = "remove them; they come from the environment or a profile"
+            raise ConfigError("credentials in an address", where=path, fix=fix)
+    return config
 
 
 def dated(config: Config, now: datetime | None = None) -> Config:
@@ -38,6 +46,15 @@ def dated(config: Config, now: datetime | None = None) -> Config:
     if "%" not in config.run.name:
         return config
     return load_config(config, {"run.name": (now or datetime.now(UTC)).strftime(config.run.name)})
+
+
+def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a tree of mappings and lists, with its dotted path."""
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, dict | list):
+        for name, below in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _texts(below, f"{path}.{name}".lstrip("."))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

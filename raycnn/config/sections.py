@@ -60,7 +60,8 @@ class DataConfig(Section):
     bad_image_budget: Fraction = 0.01
     """Share of the images that may be unreadable before the run ends with code 3."""
     max_pixels: Annotated[int, Field(gt=0)] = 50_000_000
-    """Images with more pixels than this are quarantined from their header alone."""
+    """Images with more pixels than this are quarantined from their header alone, and those that take more than 5 bytes
+    for each of them to decode."""
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
     """Images with more bytes than this are quarantined unread."""
     block_steps: Annotated[int, Field(ge=1, le=1024), OPERATIONAL] | None = None

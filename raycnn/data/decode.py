@@ -8,18 +8,18 @@ Rules, by content and never by name: JPEG, PNG, WebP, BMP, TIFF and GIF are read
 - alpha, or a transparent colour: composed over white;
 - CMYK: 255 - ink, times key; a JPEG's is taken as Adobe writes it, inverted;
 - EXIF orientation: applied; a broken EXIF block is ignored, and so are colour profiles.
+
+What one image may cost is bounded by its header: see `raycnn.data.bounds`.
 """
 
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -28,9 +28,19 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from raycnn.data.bounds import BadImage, Pieces, check_opened, check_unopened, orientation
+
+__all__ = ["BadImage", "Limits", "check_bytes", "decode"]
+
+
+class _Jpeg(JpegImageFile):
+    def getexif(self) -> Image.Exif:  # Pillow would read all of the block, whatever its size, for a resolution
+        return Image.Exif()
+
+
 # Image.open warns about, or refuses, large images by a limit of its own; these classes leave the limit to us.
 _OPENERS: Final[tuple[tuple[bytes, type[ImageFile]], ...]] = (
-    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\xff\xd8\xff", _Jpeg),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"RIFF", WebPImageFile),
     (b"GIF8", GifImageFile),
@@ -40,7 +50,16 @@ _OPENERS: Final[tuple[tuple[bytes, type[ImageFile]], ...]] = (
 )
 _UNSUPPORTED: Final = ("F", "I", "LAB", "HSV")  # no rule says what of their range is black and white
 _PILLOW: Final = r"PIL\."
-_MAX_SCANS: Final = 100  # each scan of a progressive JPEG costs a pass over all pixels; encoders write about ten
+_STRIP: Final = 1 << 18  # pixels that are converted at a time
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 
 
 @dataclass(frozen=True)
@@ -51,22 +70,15 @@ class Limits:
     max_bytes: int
 
 
-class BadImage(Exception):  # noqa: N818
-    """Bytes that are no usable image; `reason` is short and stable, and so is str()."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 def decode(data: bytes, limits: Limits) -> Image.Image:
     """The upright RGB image in `data`; its `format` names the file format, such as "JPEG".
 
     The size is checked from the header, before any pixel is decoded or allocated. Safe in threads.
 
     Raises:
-        BadImage: "empty", "too many bytes: N MB", "not an image", "too many pixels: N MP", "truncated",
-            "corrupt", "too many scans: N" (progressive JPEG), "unsupported pixels: MODE" (float, LAB).
+        BadImage: "empty", "too many bytes: N MB", "not an image", "too many pixels: N MP", "truncated", "corrupt",
+            "unsupported pixels: MODE" (float, LAB), "unsupported compression: N" (TIFF); "too much memory: N MB",
+            "too many scans: N" (progressive JPEG) and "too many pieces", see `raycnn.data.bounds`.
     """
     _silence_pillow()
     check_bytes(len(data), limits)
@@ -76,13 +88,13 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
     try:
         image = _open(opener, data, limits)
         image.load()
+        rgb = _to_rgb(image)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly every type there is on broken files
         raise BadImage(_reason(error)) from None
-    with suppress(Exception):  # a broken EXIF block does not make the pixels bad
-        ImageOps.exif_transpose(image, in_place=True)
-    rgb = _to_rgb(image)
+    if (turn := _UPRIGHT.get(orientation(image))) is not None:
+        rgb = rgb.transpose(turn)
     rgb.format = opener.format
     return rgb
 
@@ -100,21 +112,34 @@ def check_bytes(size: int, limits: Limits) -> None:
 
 
 def _open(opener: type[ImageFile], data: bytes, limits: Limits) -> ImageFile:
-    image = opener(BytesIO(data))
-    pixels = image.width * image.height
-    if pixels > limits.max_pixels:
-        raise BadImage(f"too many pixels: {pixels / 1e6:.0f} MP")
-    if opener is JpegImageFile and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
-        raise BadImage(f"too many scans: {scans}")
+    check_unopened(str(opener.format), data, limits.max_pixels)
+    file = Pieces(data)
+    image = opener(file)
+    check_opened(image, data, file.tell(), limits.max_pixels)
+    if image.mode in _UNSUPPORTED:
+        raise BadImage(f"unsupported pixels: {image.mode}")
+    file.opened()
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Strip by strip, so that a large image takes no more than itself and its result."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        return _converted(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        rgb.paste(_converted(image.crop((0, top, image.width, bottom))), (0, top))
+    return rgb
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode in _UNSUPPORTED:
-        raise BadImage(f"unsupported pixels: {image.mode}")
     if image.has_transparency_data:
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from raycnn.data.decode import Limits
 from raycnn.errors import CheckpointError, DataError, ObjectNotFound
 from raycnn.storage import Store
+from raycnn.storage.base import parse_json
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -157,11 +158,12 @@ def read_facts(store: Store, hash: str) -> dict[str, Any]:
     """
     where = f"{store.uri}/index/{hash}"
     try:
-        facts: dict[str, Any] = json.loads(store.get(f"index/{hash}/index.json"))
-        version = facts["format"]
+        facts: dict[str, Any] = parse_json(store.get(f"index/{hash}/index.json"))
+        if not isinstance(version := facts["format"], int) or (version <= _FORMAT and not _well_formed(facts)):
+            raise ValueError("not the facts of an index")
     except ObjectNotFound:
         raise DataError("no such index", where=where, fix="run `raycnn index` again") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(where) from None
     if version > _FORMAT:
         what = f"an index of format {version}, and this raycnn reads formats up to {_FORMAT}"
@@ -205,14 +207,22 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
 
 
 def summary(index: Index) -> dict[str, Any]:
-    """What `raycnn index` reports: {rows, classes, splits, quarantined, duplicates, manifest}."""
+    """What `raycnn index` reports: {rows, classes, splits, quarantined, quarantined_by, duplicates, manifest}.
+
+    quarantined_by counts by split and class: {split: {class: n}}, "-" for those that have none.
+    """
     per_label = _counts(pc.list_flatten(index.manifest["labels"]))
     per_split = _counts(index.manifest["split"])
+    by: dict[str, dict[str, int]] = {}
+    for split, label in zip(*(index.quarantine[name].to_pylist() for name in ("split", "label")), strict=True):
+        classes = by.setdefault(split or "-", {})
+        classes[label or "-"] = classes.get(label or "-", 0) + 1
     return {
         "rows": len(index.manifest),
         "classes": {name: per_label.get(label, 0) for label, name in enumerate(index.classes)},
         "splits": {name: per_split.get(name, 0) for name in SPLITS},
         "quarantined": index.quarantine.select(["key", "reason"]).to_pylist(),
+        "quarantined_by": by,
         "duplicates": [list(pair) for pair in index.duplicates],
         "manifest": f"{index.path}/{_FILES[0]}",
     }
@@ -228,6 +238,17 @@ def _file(store: Store, key: str, expected: dict[str, Any]) -> bytes | None:
     except ObjectNotFound:
         return None
     return data if hashlib.sha256(data).hexdigest() == expected["sha256"] else None
+
+
+def _well_formed(facts: dict[str, Any]) -> bool:
+    texts = [facts["source"], facts["kind"], *facts["classes"], *(facts["files"][name]["sha256"] for name in _FILES)]
+    pairs = [*facts["duplicates"], *facts["conflicts"]]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(len(pair) == 2 for pair in pairs)
+        and isinstance(facts["created"], float | int)
+        and facts["limits"].keys() == Limits.__annotations__.keys()
+    )
 
 
 def _damaged(where: str) -> DataError:

@@ -133,7 +133,8 @@ def _manifest_rows(uri: str, table: pa.Table) -> tuple[str, pa.Table]:
     size = found["size"].combine_chunks()
     offset = pc.fill_null(table["offset"].combine_chunks(), 0)
     length = pc.coalesce(table["length"].combine_chunks(), pc.subtract(size, offset))
-    inside = pc.and_(pc.greater_equal(offset, 0), pc.less_equal(pc.add(offset, length), size))
+    within = pc.and_(pc.greater_equal(offset, 0), pc.less_equal(offset, size))
+    inside = pc.and_(within, pc.and_(pc.greater_equal(length, 0), pc.less_equal(length, pc.subtract(size, offset))))
     checks = [
         (pc.is_null(size), "missing"),
         (_repeated(keys, offset), "listed twice"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from raycnn.data.manifest import SPLITS, Kind
+from raycnn.data.parquet import read_parquet
 from raycnn.errors import DataError, ObjectNotFound
 from raycnn.storage import open_images
+from raycnn.storage.base import shown
 
 SPLIT_NAMES: Final = {"training": "train", "valid": "val", "validation": "val", "testing": "test"} | {
     split: split for split in SPLITS
@@ -26,6 +28,10 @@ _OPTIONAL: Final = {
     "offset": pa.int64(),  # with length: the bytes of the object that are the image
     "length": pa.int64(),
 }
+
+
+_NAMED: Final = 20
+_LONGEST: Final = 200
 
 
 @dataclass(frozen=True)
@@ -48,18 +54,21 @@ def read_table(uri: str, required: tuple[str, ...]) -> pa.Table:
         DataError: it is not there or not readable, lacks a column, or names an unknown split.
     """
     folder, _, name = uri.rpartition("/")
-    where = f"data.source: {uri}"
+    where = f"data.source: {shown(uri)}"
     try:
         data = open_images(folder or ".").get(name)
-        table = _parse_csv(data) if name.lower().endswith(".csv") else pq.read_table(pa.BufferReader(data))
+        columns = (*required, *_OPTIONAL)
+        table = _parse_csv(data) if name.lower().endswith(".csv") else read_parquet(data, columns)
     except ObjectNotFound:
         raise DataError("no such manifest", where=where, fix="check the address") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = name.rpartition(".")[2].upper()
-        raise DataError(f"not a readable {kind} file", where=where, fix=str(error)) from None
+        raise DataError(f"not a readable {kind} file", where=where, fix=_short(error)) from None
     if missing := [column for column in required if column not in table.column_names]:
-        fix = f"its columns are {', '.join(table.column_names)}; needed are {', '.join(required)}"
+        fix = f"its columns are {', '.join(table.column_names[:_NAMED]) or 'others'}; needed are {', '.join(required)}"
         raise DataError(f"no column {missing[0]}", where=where, fix=fix)
+    if twice := [name for name in columns if table.column_names.count(name) > 1]:
+        raise DataError(f"two columns {twice[0]}", where=where, fix="rename one of them")
     if not len(table):
         raise DataError("no rows", where=where, fix="list images in it")
     return _typed(table, required, where)
@@ -91,7 +100,24 @@ def targets(labels: pa.Array, *, text_lists: bool = False) -> Targets:
     """Targets of a label column: text, integers or booleans are classes, lists are lists of classes, floats numbers.
 
     Classes are sorted, integers by value. `text_lists`: texts with a ";" make a column of lists.
+
+    Raises:
+        DataError: labels of another type, or two classes that look the same but are written in different characters.
     """
+    try:
+        found = _targets(labels, text_lists)
+    except (pa.ArrowException, TypeError) as error:
+        fix = f"give text, integers, booleans, numbers, or lists of text; {_short(error)}"
+        raise DataError(f"labels of type {labels.type}", where="column label", fix=fix) from None
+    seen: dict[str, str] = {}
+    for name in found.classes:
+        if (other := seen.setdefault(normalize("NFC", name), name)) != name:
+            fix = f"write both in the same characters: {other!a}, {name!a}"
+            raise DataError(f"two classes that look the same: {name}", where="labels", fix=fix)
+    return found
+
+
+def _targets(labels: pa.Array, text_lists: bool) -> Targets:
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
     if _is_text(labels.type) or pa.types.is_boolean(labels.type):
@@ -120,15 +146,19 @@ def _typed(table: pa.Table, required: tuple[str, ...], where: str) -> pa.Table:
             present = name in table.column_names
             columns[name] = table[name].cast(type_) if present else pa.chunked_array([pa.nulls(len(table), type_)])
     except pa.ArrowException as error:
-        raise DataError("a column of the wrong type", where=where, fix=str(error)) from None
+        raise DataError("a column of the wrong type", where=where, fix=_short(error)) from None
     words = pc.unique(columns["split"]).to_pylist()
     if unknown := [word for word in words if word and word.lower() not in SPLIT_NAMES]:
-        raise DataError(f"unknown split {unknown[0]!r}", where=where, fix="use train, val or test")
+        raise DataError(f"unknown split {unknown[0][:_LONGEST]!r}", where=where, fix="use train, val or test")
     meaning = pa.array([SPLIT_NAMES[word.lower()] if word else None for word in words], pa.string())
     places = pc.index_in(columns["split"], value_set=pa.array(words, pa.string()))
     columns["split"] = meaning.take(places.combine_chunks())
     columns["group"] = pc.if_else(pc.equal(columns["group"], ""), pa.scalar(None, pa.string()), columns["group"])
     return pa.table(columns)
+
+
+def _short(error: Exception) -> str:
+    return str(error)[:_LONGEST]  # Arrow quotes the row, however long
 
 
 def _is_text(type_: Any) -> bool:

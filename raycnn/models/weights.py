@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raycnn.errors import CheckpointError, ConfigError, StorageError
+from raycnn.models.plain import load_plain
 from raycnn.models.zoo import AUXILIARY, Network, create
 
 _CONTAINERS: Final = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
@@ -38,7 +38,7 @@ def load_pretrained(network: Network, weights: str, *, sha256: str | None, read:
     Raises:
         ConfigError: default of a network that has none, or a sha256 for weights that are no file.
         StorageError: the download failed; or whatever `read` raises.
-        CheckpointError: another digest, an unreadable file, or tensors that do not match, which are listed.
+        CheckpointError: another digest, an unreadable file, tensors that do not match, or NaN, which are listed.
     """
     if weights in ("none", "default") and sha256 is not None:
         fix = "give the path of a weight file in model.weights"
@@ -61,6 +61,9 @@ def load_pretrained(network: Network, weights: str, *, sha256: str | None, read:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)} | fresh
         source += f", new class layer {network.classifier}"
     load_state(network.module, state, where=weights)
+    if wild := [n for n, tensor in network.module.state_dict().items() if not torch.isfinite(tensor).all()]:
+        fix = "train or download them again"
+        raise CheckpointError(f"the weights hold NaN or Inf: {_listed(wild)}", where=weights, fix=fix)
     return f"{network.name}: {source}"
 
 
@@ -70,7 +73,8 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
     Unlike load_state_dict it needs none of the version marks that safetensors drops and some networks insist on.
 
     Raises:
-        CheckpointError: tensors that are missing, unexpected or of another shape, listed; nothing is changed then.
+        CheckpointError: tensors that are missing, unexpected, or of another shape or kind of number, listed; nothing
+            is changed then.
     """
     own = module.state_dict()
     both = own.keys() & state.keys()
@@ -81,7 +85,13 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
         for name, tensor in own.items()
         if name in both and state[name].shape != tensor.shape
     ]
-    groups = {"missing": missing, "unexpected": [name for name in state if name not in both], "other shape": shapes}
+    kinds = [
+        f"{name} {state[name].dtype} for {own[name].dtype}"
+        for name in sorted(both)
+        if state[name].is_floating_point() != own[name].is_floating_point() or state[name].is_complex()
+    ]
+    unexpected = [name for name in state if name not in both]
+    groups = {"missing": missing, "unexpected": unexpected, "other shape": shapes, "other type": kinds}
     found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in groups.items() if names)
     if found:
         fix = "give weights of this network, or its name in model.name"
@@ -120,7 +130,7 @@ def _decode(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         if data[8:9] == b"{":
             return safetensors.torch.load(data)
-        loaded: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        loaded: Any = load_plain(data)
     except Exception as error:  # a damaged or foreign file may fail in any way
         fix = "give a .safetensors file or a state dict saved with torch.save"
         what = f"neither safetensors nor a plain torch state dict, {type(error).__name__}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from raycnn.errors import ConfigError, StorageError
+from raycnn.secrecy import has_credentials
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -146,6 +148,14 @@ def check_key(key: str) -> str:
     return key
 
 
+def parse_json(data: bytes) -> Any:
+    """JSON that lay in a store; ValueError for all that is none, however deep."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def shown(uri: str) -> str:
     """The uri without user, password and query, fit for messages."""
     scheme, mark, rest = uri.partition("://")
@@ -156,8 +166,8 @@ def shown(uri: str) -> str:
 
 
 def _scheme(uri: str) -> str:
-    scheme, mark, rest = uri.partition("://")
-    if mark and ":" in rest.partition("/")[0].rpartition("@")[0]:
+    scheme, mark, _ = uri.partition("://")
+    if has_credentials(uri):
         raise ConfigError(
             "credentials in a uri",
             where=shown(uri),

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed, RunBusyError, StorageError
-from raycnn.storage.base import Store
+from raycnn.storage.base import Store, parse_json
 
 KEY: Final = "lease.json"
 FORMAT: Final = 1
@@ -271,7 +271,7 @@ def read_lease(store: Store) -> LeaseRecord:
         CheckpointError: lease.json is not a lease.
     """
     try:
-        tree = json.loads(store.get(KEY))
+        tree = parse_json(store.get(KEY))
         if (newer := tree.get("format", 1)) > FORMAT:
             what = f"a lease of format {newer}, and this raycnn reads formats up to {FORMAT}"
             raise CheckpointError(what, where=f"{store.uri}/{KEY}", fix="use a newer raycnn")

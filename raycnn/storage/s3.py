@@ -206,10 +206,6 @@ def _delete(s3: S3Client, at: dict[str, Any]) -> None:
     s3.delete_object(**at)
 
 
-def _abort(s3: S3Client, upload: dict[str, Any]) -> None:
-    s3.abort_multipart_upload(**upload)
-
-
 def _chunks(path: Path, num_bytes: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(num_bytes):

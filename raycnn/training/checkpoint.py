@@ -31,6 +31,7 @@ __all__ = ["Commit", "best", "commits", "latest", "newest_step", "prune", "verif
 
 _READS: Final = 3  # bytes flipped on their way are right the next time; those flipped in the store stay so
 _LISTINGS: Final = 20
+_MANIFEST_BYTES: Final = 16 << 20
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,7 +84,8 @@ def commits(store: Store, record: LeaseRecord | None) -> list[Commit]:
     """
 
     def look() -> list[Commit]:
-        found = (_read(store, place) for place in _committed(_folders(store), record))
+        folders = _folders(store)
+        found = (_read(store, place, folders[place]) for place in _committed(folders, record))
         return [commit for commit in found if commit is not None]
 
     return _while_pruned(look)
@@ -99,9 +101,10 @@ def latest(store: Store, record: LeaseRecord | None) -> Commit | None:
     """
 
     def look() -> Commit | None:
-        places = _committed(_folders(store), record)
+        folders = _folders(store)
+        places = _committed(folders, record)
         for place in places:
-            commit = _read(store, place)
+            commit = _read(store, place, folders[place])
             if commit is not None and _intact(store, commit):
                 return commit
         if places:
@@ -165,7 +168,7 @@ def _doomed(store: Store, record: LeaseRecord, keep: int, best: Commit | None) -
 def _oldest_kept(store: Store, folders: Folders, committed: Iterable[Place], keep: int) -> Place | None:
     """The `keep`-th newest intact commit; None if there are fewer."""
     for place in committed:
-        commit = _read(store, place)
+        commit = _read(store, place, folders[place])
         if commit is not None and (_untouched(commit, folders[place]) or _intact(store, commit)):
             keep -= 1
             if keep == 0:
@@ -199,9 +202,11 @@ def _put_once(store: Store, key: str, data: bytes) -> str:
         return store.stat(key).etag
 
 
-def _read(store: Store, place: Place) -> Commit | None:
+def _read(store: Store, place: Place, files: Mapping[str, Entry]) -> Commit | None:
     """The commit, or None, with a warning, if its manifest is broken."""
     try:
+        if files[MANIFEST].size > _MANIFEST_BYTES:
+            raise ValueError(f"{files[MANIFEST].size} bytes")
         return decode_manifest(store.get(place.key(MANIFEST)), place)
     except (ValueError, ObjectDamaged) as error:
         log.warning("skipping checkpoint %s: its %s is broken: %s", place.name, MANIFEST, error)

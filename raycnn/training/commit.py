@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from raycnn.errors import CheckpointError
+from raycnn.storage.base import parse_json
 
 FORMAT: Final = 1
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "MANIFEST.json"
 
+_NAME: Final = re.compile(r"[\w-][\w.-]*")
 _KEY: Final = re.compile(rf"{FOLDER}/step-(\d+)\.e(\d+)/([^/]+)")
 
 
@@ -73,7 +75,7 @@ def decode_manifest(data: bytes, place: Place) -> Commit:
         ValueError: it is broken, or another checkpoint's.
     """
     try:
-        manifest = json.loads(data)
+        manifest = parse_json(data)
         newer = manifest["format"] > FORMAT
         intact = newer or _well_formed(manifest, place)
     except (LookupError, TypeError, AttributeError) as error:
@@ -88,6 +90,6 @@ def decode_manifest(data: bytes, place: Place) -> Commit:
 
 def _well_formed(manifest: dict[str, Any], place: Place) -> bool:
     return (manifest["format"], manifest["step"], manifest["epoch"]) == (FORMAT, *place) and all(
-        "/" not in name and isinstance(facts["size"], int) and isinstance(facts["sha256"], str)
+        _NAME.fullmatch(name) and isinstance(facts["size"], int) and isinstance(facts["sha256"], str)
         for name, facts in manifest["files"].items()
     )

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raycnn.config import Config
 from raycnn.data.keyed import derive_seed
+from raycnn.errors import CheckpointError
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Depth, Split, Stages
 from raycnn.models.weights import load_state
@@ -190,11 +191,15 @@ class Learner:
         return weights, _copy({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-        """Continue from a snapshot; an empty optimizer state starts afresh."""
+        """Continue from a snapshot; an empty optimizer state starts afresh. CheckpointError for another network's."""
         load_state(self.module, weights, where="weights.safetensors")
         if optimizer:
-            self.optimizer.load_state_dict(optimizer["optimizer"])
-            self.scaler.load_state_dict(optimizer["scaler"])
+            try:
+                self.optimizer.load_state_dict(optimizer["optimizer"])
+                self.scaler.load_state_dict(optimizer["scaler"])
+            except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                what = f"not the state of this optimizer: {type(error).__name__}: {error}"
+                raise CheckpointError(what, where="optimizer.pt", fix="use another step") from None
 
     def _set_train_mode(self) -> None:
         set_mode(self._split, self.config.model.batchnorm)

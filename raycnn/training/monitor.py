@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from raycnn.errors import RaycnnError
+from raycnn.secrecy import MaskingFormatter
 
 
 class Monitor:
@@ -47,6 +48,7 @@ class LinesToReporter(logging.Handler):
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
+        self.setFormatter(MaskingFormatter())
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -16,6 +16,7 @@ from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
 from raycnn.models.weights import load_pretrained
 from raycnn.models.zoo import build
 from raycnn.storage import Store, open_store
+from raycnn.storage.base import parse_json
 from raycnn.storage.lease import LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
@@ -43,18 +44,21 @@ def read_run(store: Store) -> RunFacts | None:
     """run.json of a run's folder; None before its first start.
 
     Raises:
-        CheckpointError: written by a newer version, or not JSON.
+        CheckpointError: written by a newer version, or damaged.
     """
+    where = f"{store.uri}/run.json"
     try:
-        tree = json.loads(store.get("run.json"))
+        tree = parse_json(store.get("run.json"))
+        if tree["format"] > FORMAT:
+            fix = "upgrade raycnn, or start under a new run.name"
+            raise CheckpointError("written by a newer version of raycnn", where=where, fix=fix)
+        index, identity, config = str(tree["index"]), dict(tree["identity"]), dict(tree["config"])
+        return RunFacts(index, tuple(map(str, tree["classes"])), identity, config, str(tree.get("kind", "train")))
     except ObjectNotFound:
         return None
-    except ValueError as error:
-        raise CheckpointError(f"run.json is not JSON: {error}", where=store.uri) from None
-    if tree["format"] > FORMAT:
-        fix = "upgrade raycnn, or start under a new run.name"
-        raise CheckpointError("written by a newer version of raycnn", where=f"{store.uri}/run.json", fix=fix)
-    return RunFacts(tree["index"], tuple(tree["classes"]), tree["identity"], tree["config"], tree.get("kind", "train"))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        fix = "restore the file, or start under a new run.name"
+        raise CheckpointError(f"not the facts of a run: {error!r}", where=where, fix=fix) from None
 
 
 def check_identity(config: Config, facts: RunFacts, where: str) -> None:

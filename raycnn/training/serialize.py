@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from raycnn.errors import CheckpointError
+from raycnn.models.plain import load_plain
 
 
 def encode_weights(state: Mapping[str, Tensor]) -> bytes:
@@ -47,7 +48,7 @@ def decode_optimizer(data: bytes) -> dict[str, Any]:
     """
     fix = "use another step; a file with other content may be an attack"
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = load_plain(data)
     except Exception as error:  # hostile bytes make torch.load fail in every way there is
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"refused an optimizer state: {reason}", fix=fix) from None

@@ -10,6 +10,7 @@ from raycnn.config import TrainConfig
 from raycnn.data.plan import Plan
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError
+from raycnn.storage.base import parse_json
 from raycnn.training.metrics import metric_mode, should_stop
 
 
@@ -56,12 +57,18 @@ class TrainState:
     def decode(data: bytes) -> TrainState:
         """The inverse of encode; CheckpointError for anything else."""
         try:
-            tree = json.loads(data)
+            tree = parse_json(data)
             network = tree.pop("network")
             facts = NetworkFacts(
                 network["name"], tuple(network["classes"]), Preprocessing.from_json(network["preprocessing"]),
                 network["chunk"],
             )  # fmt: skip
-            return TrainState(facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"])
-        except (ValueError, KeyError, TypeError) as error:
+            state = TrainState(facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"])
+            texts = [facts.name, *facts.classes, *state.bad_rows.items()]
+            if not isinstance(state.step, int) or not isinstance(facts.chunk, int) or not facts.classes:
+                raise ValueError("a number or the classes are missing")
+            if not all(isinstance(text, str | tuple) for text in texts):
+                raise ValueError("a name that is no text")
+            return state
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"not a training state: {error}", where="state.json") from None

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (
-    {"errors", "config", "version", "scratch"},
-    {"storage", "cluster"},
+    {"errors", "secrecy", "config", "version", "scratch"},
+    {"storage", "dashboard", "cluster"},
     {"data"},
     {"models"},
     {"training"},

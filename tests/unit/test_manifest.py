@@ -71,6 +71,7 @@ def test_the_summary_counts(store: Store) -> None:
         "classes": {"cat": 3, "dog": 1},
         "splits": {"train": 2, "val": 1, "test": 0},
         "quarantined": [{"key": "dog/x", "reason": "not an image"}],
+        "quarantined_by": {"val": {"dog": 1}},
         "duplicates": [["cat/a.jpg", "dog/b.jpg"]],
         "manifest": f"{store.uri}/index/{index.hash}/manifest.parquet",
     }
