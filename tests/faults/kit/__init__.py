@@ -1,1 +1,1 @@
-"""The fault kit: what breaks things on purpose, and what tells whether the promises held. Library code, itself tested."""
+"""The fault kit: what breaks things on purpose, and what tells whether the promises held; itself tested."""
