@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from raycnn.scratch import scratch
 _ENVIRONMENT = {
     # report() and the detection of a dead worker wait for this poll; Ray's default is 2 s
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -70,11 +71,22 @@ def division(workers: int) -> CpuDivision:
 
 
 def resources() -> dict[str, float]:
-    """Ray's resources of the cluster that this process is connected to, by name."""
+    """Ray's resources of the cluster that this process is connected to, by name; not of nodes that are to go."""
     import ray
 
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
+    leaving = draining()
+    found: Counter[str] = Counter()
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["NodeID"] not in leaving:
+            found.update(node["Resources"])
+    return dict(found)
+
+
+def draining() -> set[str]:
+    """Ids of the nodes that will be taken away soon: a spot instance after its notice, a node that is scaled down."""
+    from ray._private.state import state  # Ray Train's own way; there is no public one
+
+    return set(state.get_draining_nodes())
 
 
 @contextlib.contextmanager

@@ -164,8 +164,9 @@ def load(run: str, step: int | str = "best") -> Any:
 
 def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
     """(the root of run.storage, the run's folder, its facts); CheckpointError if it was started as something else."""
+    from raycnn.data.sources import class_names
     from raycnn.storage import open_store
-    from raycnn.training.run import check_identity, check_kind, read_run
+    from raycnn.training.run import check_classes, check_identity, check_kind, read_run
 
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
@@ -173,6 +174,7 @@ def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
     if facts:
         check_kind(facts, kind, store.uri)
         check_identity(config, facts, store.uri)
+        check_classes(facts, class_names(config.data.source), config.data.source)
     return storage, store, facts
 
 

@@ -72,6 +72,25 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
     return root, rows.append_column("key_hash", hashes)
 
 
+def class_names(uri: str) -> set[str]:
+    """The names of a source's classes as they are now, without listing its images; empty for numbers, or no source."""
+    if _is_manifest(uri):
+        return set(targets(_labels(uri), text_lists=uri.lower().endswith(".csv")).classes)
+    reader = open_images(uri)
+
+    def named(folder: str) -> set[str]:
+        below = f"{folder}/" if folder else ""
+        names = (name for name in reader.folders(folder) if _refusal(name) is None)
+        return {name for name in names if next(reader.list(f"{below}{name}/"), None)}  # some stores show empty ones
+
+    tops = named("")
+    return set().union(*map(named, tops)) if _are_splits(sorted(tops), reader.uri) else tops
+
+
+def _labels(uri: str) -> pa.Array:
+    return read_table(uri, required=("key", "label"))["label"].combine_chunks()
+
+
 def is_safe(key: str) -> bool:
     """Whether a key is a plain relative path that stays below its root."""
     unusable = "\\" in key or "\0" in key or len(key.encode()) > _MAX_KEY_BYTES  # "://" has an empty part

@@ -14,7 +14,8 @@ from raycnn.searching.crew import num_places
 from raycnn.searching.winner import Winner
 from raycnn.storage import Store
 from raycnn.training import checkpoint
-from raycnn.training.fit import Show, fit, hold
+from raycnn.training.fit import fit, hold
+from raycnn.training.groups import Show
 
 FOLDER = "search"
 NAME = "refit"

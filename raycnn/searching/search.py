@@ -21,7 +21,7 @@ from raycnn.searching.trials import Trials, pin
 from raycnn.searching.winner import keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
-from raycnn.training.fit import Show
+from raycnn.training.groups import Show
 
 
 def settings_of(config: Config) -> Config:

@@ -31,7 +31,8 @@ from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.due import evaluation_due
-from raycnn.training.fit import Show, asked_to_leave, require_classes
+from raycnn.training.fit import asked_to_leave, require_classes
+from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
 from raycnn.training.phases import deepest
 from raycnn.training.run import create_run

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import CheckpointError, DataError, NoProgressError, RaycnnError
-from raycnn.scratch import scratch
+from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
+from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
-from raycnn.training.monitor import Monitor
 from raycnn.training.run import create_run, first_commit, read_state
 from raycnn.training.state import TrainState
-from raycnn.training.worker import Job, run_rank
-
-Show = Callable[[dict[str, Any], list[str]], None]
 
 
 def hold(store: Store) -> Lease:
@@ -74,7 +67,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         plan = Plan(len(index.rows("train")), config.train.global_batch, 0)
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:
-            outcome = _run_workers(config, index.hash, lease, leaving, show)
+            outcome = run_groups(config, store, index.hash, lease, leaving, show)
     return _result(config, plan, outcome)
 
 
@@ -118,73 +111,7 @@ def _already_done(config: Config, store: Store, commit: checkpoint.Commit | None
         return None
     state = read_state(store, commit)
     status = state.status(config.train, plan)
-    if status is None:
-        return None
-    return {
-        "status": status,
-        "first_step": state.step,
-        "state": state,
-        "checkpoint": commit.name,
-        "seconds": {},
-    }
-
-
-def _run_workers(config: Config, index: str, lease: Lease, leaving: threading.Event, show: Show) -> dict[str, Any]:
-    """Run the worker group until it ends for good; Ray starts it again when a worker dies."""
-    import ray
-
-    started = time.perf_counter()
-    monitor: Any = ray.remote(num_cpus=0)(Monitor).remote()
-    died: list[BaseException] = []
-    thread = threading.Thread(target=_fit_quietly, args=(config, index, lease.owner, monitor, died), daemon=True)
-    thread.start()
-    asked = False
-    while thread.is_alive():
-        thread.join(0.25)
-        show(*ray.get(monitor.read.remote()))
-        if (leaving.is_set() or lease.lost) and not asked:
-            asked = True
-            monitor.ask_to_leave.remote()
-    show(*ray.get(monitor.read.remote()))
-    outcome: dict[str, Any] | RaycnnError | None = ray.get(monitor.outcome.remote())
-    ray.kill(monitor)
-    lease.check()
-    if isinstance(outcome, RaycnnError):
-        raise outcome
-    if outcome is None:
-        reason = str(died[0]) if died else "they ended without a word"
-        fix = "run with --verbose to see the workers' logs"
-        raise NoProgressError(f"the workers could not run: {reason}", where=config.run.name, fix=fix)
-    known = sum(outcome["seconds"].values())
-    outcome["seconds"]["start"] += max(0.0, time.perf_counter() - started - known)
-    return outcome
-
-
-def _fit_quietly(config: Config, index: str, owner: str, monitor: Any, died: list[BaseException]) -> None:
-    """TorchTrainer.fit in a thread of its own, where it leaves the signal handlers alone."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    cpus = division(config.train.workers)
-    job = Job(config, index, owner, cpus.task, monitor)
-    scaling = ScalingConfig(
-        num_workers=config.train.workers, use_gpu=cpus.gpus,
-        resources_per_worker={"CPU": cpus.per_rank, **({"GPU": 1} if cpus.gpus else {})},
-    )  # fmt: skip
-    with scratch() as folder:
-        # Ray gets no checkpoint from us and a fresh name each time, so that it never resumes anything by itself;
-        # how often a group may die without progress is counted in the lease.
-        run = RunConfig(
-            name=f"{config.run.name}-{uuid.uuid4().hex[:8]}", storage_path=folder,
-            failure_config=FailureConfig(max_failures=-1),
-        )  # fmt: skip
-        backend = TorchConfig(backend="nccl" if cpus.gpus else "gloo", timeout_s=600)
-        try:
-            TorchTrainer(
-                run_rank, train_loop_config={"job": job}, scaling_config=scaling, run_config=run, torch_config=backend
-            ).fit()
-        except Exception as error:  # whatever ends Ray's own machinery is told to the user by the main thread
-            died.append(error)
+    return None if status is None else outcome_of(commit, state, status)
 
 
 def _result(config: Config, plan: Plan, outcome: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 from typing import Any
 
+from raycnn.cluster import draining
 from raycnn.errors import RaycnnError
 from raycnn.secrecy import MaskingFormatter
 
@@ -29,6 +31,10 @@ class Monitor:
         """Called by the driver: the newest progress, and the log lines since the last call."""
         lines, self._lines = self._lines, []
         return self._progress, lines
+
+    def begin(self) -> None:
+        """Called by the driver before it starts a worker group."""
+        self._leave, self._outcome = False, None
 
     def ask_to_leave(self) -> None:
         """Called by the driver: commit and end at the next step."""
@@ -57,10 +63,16 @@ class LinesToReporter(logging.Handler):
 
 
 class Reporter:
-    """Rank 0's end: sends progress at most every `every_s`, never blocks the loop, and learns of the wish to leave."""
+    """Rank 0's end: sends progress at most every `every_s`, never blocks the loop, and learns of the wish to leave.
 
-    def __init__(self, monitor: Any, *, every_s: float = 0.5) -> None:
-        self._monitor = monitor
+    Args:
+        monitor: handle of the actor.
+        nodes: ids of the nodes that the ranks are on; when one of them is to be taken away, the group leaves as well.
+        every_s: time between two looks.
+    """
+
+    def __init__(self, monitor: Any, nodes: Collection[str] = (), *, every_s: float = 0.5) -> None:
+        self._monitor, self._nodes = monitor, set(nodes)
         self._progress: dict[str, Any] = {}
         self._lines: list[str] = []
         self._lock = threading.Lock()
@@ -95,4 +107,5 @@ class Reporter:
         with self._lock:
             progress, lines = self._progress, self._lines
             self._progress, self._lines = {}, []
-        self.leaving = ray.get(self._monitor.report.remote(progress, lines))
+        asked = ray.get(self._monitor.report.remote(progress, lines))
+        self.leaving = asked or bool(self._nodes and self._nodes & draining())

@@ -81,6 +81,17 @@ def check_identity(config: Config, facts: RunFacts, where: str) -> None:
         )
 
 
+def check_classes(facts: RunFacts, now: set[str], where: str) -> None:
+    """CheckpointError with the difference when the classes of a source are not those that the run is pinned to."""
+    gone, new = sorted(set(facts.classes) - now), sorted(now - set(facts.classes))
+    if now and facts.classes and (gone or new):
+        differing = [f"{what}: {', '.join(names[:20])}" for what, names in (("gone", gone), ("new", new)) if names]
+        fix = "restore them, or train them under a new run.name"
+        raise CheckpointError(
+            f"the source has other classes than the run: {'; '.join(differing)}", where=where, fix=fix
+        )
+
+
 def check_kind(facts: RunFacts, kind: str, where: str) -> None:
     """CheckpointError if the run is not a fit (train), or not a search."""
     if facts.kind != kind:

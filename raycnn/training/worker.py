@@ -58,7 +58,8 @@ def run_rank(told: dict[str, Job]) -> None:
     job = told["job"]
     logging.captureWarnings(True)
     ranks = Ranks()
-    reporter = Reporter(job.monitor) if ranks.rank == 0 else None
+    nodes = ranks.gather(ray.get_runtime_context().get_node_id())
+    reporter = Reporter(job.monitor, nodes) if ranks.rank == 0 else None
     if reporter:
         logging.getLogger("raycnn").addHandler(LinesToReporter(reporter))
     outcome: dict[str, Any] | RaycnnError

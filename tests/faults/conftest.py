@@ -1,4 +1,4 @@
-"""Tests of a scenario carry its name, @pytest.mark.scenario("worker kill -9"); a table of them ends the session."""
+"""Tests of a scenario carry its name, `@pytest.mark.scenario("worker kill -9")`; the session ends with a table."""
 
 from __future__ import annotations
 

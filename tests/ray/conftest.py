@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from raycnn.cluster import connect
+from tests.support.digits import write_digits
 
 
 @pytest.fixture(scope="session")
@@ -21,19 +18,5 @@ def local_ray():
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A tree of class folders with 40 PNGs of each digit, 8x8 enlarged to 32x32, gray."""
-    root = tmp_path_factory.mktemp("digits")
-    images, labels = load_digits(return_X_y=True)
-    for label in range(10):
-        (root / f"digit-{label}").mkdir()
-        for number, pixels in enumerate(images[labels == label][:40]):
-            (root / f"digit-{label}" / f"{number:03}.png").write_bytes(png(pixels.reshape(8, 8)))
-    return root
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Gray values 0..16 as a 32x32 PNG."""
-    buffer = io.BytesIO()
-    image = Image.fromarray((pixels * 15.9).astype(np.uint8))
-    image.resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return buffer.getvalue()
+    """A tree of class folders with 40 PNGs of each digit."""
+    return write_digits(tmp_path_factory.mktemp("digits"))
