@@ -59,8 +59,8 @@ class Seating:
         since = min(seat.asked_at for seat in group.values() if seat.asked_at is not None)
         if not late and first.step > 0:  # only at the start may there be others on their way
             return list(group)
-        gathered = not late and now - self._last_word >= GATHER_S
-        return list(group) if gathered or now - since >= GATHER_AT_MOST_S else []
+        gathered = not late and now >= self._last_word + GATHER_S
+        return list(group) if gathered or now >= since + GATHER_AT_MOST_S else []
 
     def wait_s(self, now: float) -> float | None:
         """Seconds after which `turn` may answer otherwise without a new word; None: never."""

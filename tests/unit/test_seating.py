@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raycnn.searching.seating import GATHER_AT_MOST_S, GATHER_S, Seating
@@ -128,6 +128,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
+@example([("sit", "a", "k1", 0, 0.0), ("sit", "b", "k1", 0, 1.86), ("ask", "a", "k1", 0, 0.0)])
 def test_whatever_happens_one_group_of_the_hindmost_goes_in_time(
     events: list[tuple[str, str, str, int, float]],
 ) -> None:
