@@ -1,8 +1,17 @@
-"""The table of scenarios tells the truth."""
+"""Every scenario has a test, and the table tells the truth."""
 
 from __future__ import annotations
 
-from tests.faults.kit.scenarios import Seen, Table
+import re
+from pathlib import Path
+
+from tests.faults.kit.scenarios import SCENARIOS, Seen, Table
+
+
+def test_every_scenario_has_a_test() -> None:
+    texts = "\n".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    marked = set(re.findall(r'mark\.scenario\("([^"]+)"\)', texts))
+    assert marked == SCENARIOS.keys()
 
 
 def test_the_table_tells_what_failed() -> None:
