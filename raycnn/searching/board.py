@@ -102,9 +102,9 @@ class Board:
         self._keep(record)
 
     def ended(self, trial: str, reason: str, *, failed: bool = False) -> None:
-        """Tune is done with a trial; if it did not end by itself, this is why."""
+        """Tune is done with a trial; if it did not end by itself, this is why. What a lost pack ends goes on later."""
         record = self.records[trial]
-        if record.status == "running":
+        if record.status == "running" and self.fatal is None:
             self._keep(replace(record, status="failed" if failed else "stopped", reason=reason))
         self._load[self._pack_of.pop(trial)] -= self._stage.cost(record.values)
 

@@ -108,9 +108,8 @@ def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
         for number in range(crew.packs):
             name = f"raycnn-{token}-pack-{number}"
             own = [ray.remote(Peer).options(**options).remote(job) for _ in range(1, crew.ranks)]
-            # a pack that dies comes back empty, and its trials join it again from their last commits
-            own_life = {"name": name, "max_restarts": 0 if own else -1, "max_concurrency": CALLS_AT_ONCE + _SPARE_CALLS}
-            packs[name] = ray.remote(Pack).options(**options, **own_life).remote(job, own)
+            calls = CALLS_AT_ONCE + _SPARE_CALLS
+            packs[name] = ray.remote(Pack).options(**options, name=name, max_concurrency=calls).remote(job, own)
             peers += own
         ray.get([pack.ready.remote() for pack in packs.values()])
         yield packs

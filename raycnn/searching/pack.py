@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Outcome = dict[str, Any]
 
 
+class PackLostError(RaycnnError):
+    """A pack cannot go on, or is gone; another crew may go on from the trials' commits."""
+
+
 class Pack:
     """Rank 0 of a pack, or its only one. Its methods are called by many trials at once; one thread does the work.
 
@@ -139,8 +143,8 @@ class Pack:
             except RaycnnError as error:
                 self._fail(encode_error(error))
                 continue
-            except Exception as error:  # a fault of this program: told to the driver, which ends the search
-                self._fail(encode_error(RaycnnError(f"{type(error).__name__}: {error}", where="a pack of the search")))
+            except Exception as error:  # another rank has died, or a fault of this program
+                self._fail(encode_error(PackLostError(f"a pack failed: {type(error).__name__}: {error}")))
                 continue
             if not self._paused:
                 self._tell(turn, outcomes)

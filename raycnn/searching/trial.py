@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ray
@@ -9,8 +10,7 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 
 from raycnn.errors import RaycnnError, encode_error
-
-_ATTEMPTS = 3
+from raycnn.searching.pack import PackLostError
 
 
 class Trial(tune.Trainable):
@@ -35,25 +35,21 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Go on to the next evaluation; a pack that died is joined again, from the trial's last commit."""
+        """Go on to the next evaluation."""
         config = self._settings
-        for _ in range(_ATTEMPTS):
-            try:
-                pack = ray.get_actor(config["pack"])
-                ray.get(pack.ready.remote())
-                if self._ticket is None:
-                    joined = pack.join.remote(config["id"], config["values"], self._source, config["spent_s"])
-                    self._ticket = ray.get(joined)
-                outcome: dict[str, Any] = ray.get(pack.advance.remote(config["id"]))
-                return self._result(outcome)
-            except ray.exceptions.RayActorError:
-                self._ticket, self._source = None, None
-            except ray.exceptions.RayTaskError as error:
-                if not isinstance(error.cause, RaycnnError):
-                    raise
-                return self._result({"error": encode_error(error.cause)})
-        died = RaycnnError(f"its pack died {_ATTEMPTS} times", where=config["id"], fix="see the logs with --verbose")
-        return self._result({"error": encode_error(died)})
+        try:
+            pack: Any = ray.get_actor(config["pack"])
+            if self._ticket is None:
+                joined = pack.join.remote(config["id"], config["values"], self._source, config["spent_s"])
+                self._ticket = ray.get(joined)
+            outcome: dict[str, Any] = ray.get(pack.advance.remote(config["id"]))
+            return self._result(outcome)
+        except (ray.exceptions.RayActorError, ValueError):  # it died, while this waited or before
+            return self._result({"fatal": encode_error(PackLostError("a pack died"))})
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, RaycnnError):
+                raise
+            return self._result({"error": encode_error(error.cause)})
 
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
         """A pointer to where this trial stands, without any file: its commits lie in the run's folder."""
@@ -73,7 +69,8 @@ class Trial(tune.Trainable):
 
     def _leave(self) -> None:
         if self._ticket is not None:
-            ray.get_actor(self._settings["pack"]).leave.remote(self._settings["id"], self._ticket)
+            with contextlib.suppress(ValueError):  # the pack died
+                ray.get_actor(self._settings["pack"]).leave.remote(self._settings["id"], self._ticket)
             self._ticket = None
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:

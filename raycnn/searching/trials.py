@@ -14,13 +14,14 @@ from raycnn.config import Config, load_config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import CheckpointError, PreconditionFailed
+from raycnn.errors import CheckpointError, NoProgressError, PreconditionFailed
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
 from raycnn.searching.budget import Budget
 from raycnn.searching.costs import Costs, CutCost, Uses, choose, kept_bytes
 from raycnn.searching.crew import crew_of, fit_memory, size_crew, take_turns
+from raycnn.searching.pack import PackLostError
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
@@ -36,6 +37,7 @@ from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
 from raycnn.training.phases import deepest
 from raycnn.training.run import create_run
+from raycnn.training.worker import MAX_ATTEMPTS
 
 _PLAN: Final = "search/search.json"
 _PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")
@@ -73,11 +75,27 @@ class Trials:
         require_classes(self.index)
         create_run(config, self.store, self.index.hash, self.index.classes, "search")
         pin(self.store, config)
-        total = num_trials(config.search)
+        with asked_to_leave() as self.leaving:
+            fruitless, known = 0, records.read_all(self.store)
+            while True:
+                try:
+                    return self._with_a_crew(num_trials(config.search))
+                except (PackLostError, ray.exceptions.RayActorError) as error:
+                    before, known = known, records.read_all(self.store)
+                    fruitless = fruitless + 1 if known == before else 0
+                    if fruitless == MAX_ATTEMPTS:
+                        what = f"packs were lost {MAX_ATTEMPTS} times without a new evaluation: {error}"
+                        fix = "run with --verbose; lower search.concurrent or train.global_batch (memory)"
+                        raise NoProgressError(what, where=self.store.uri, fix=fix) from None
+                    self.show({}, [f"{config.run.name}: a pack was lost; going on from the trials' commits"])
+
+    def _with_a_crew(self, total: int) -> list[TrialRecord]:
+        """Start the packs that the cluster carries now, and run what is left on them."""
+        config = self.config
         self.crew = size_crew(config, total, resources())
         self.budget = Budget(config.search, self.store, self.crew.packs * self.crew.ranks)
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
-        with asked_to_leave() as self.leaving, crew_of(job, self.crew) as packs:
+        with crew_of(job, self.crew) as packs:
             self._weigh(list(packs.values()), total)
             known = records.read_all(self.store)
             sampler = Sampler(config.search, self.metric, self.mode, self.first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, Final
@@ -105,7 +106,8 @@ class Notes(_Unsaved, Callback):
         """It ended by itself, or the scheduler stopped it."""
         import ray
 
-        ray.get_actor(trial.config["pack"]).leave.remote(trial.config["id"])
+        with contextlib.suppress(ValueError):  # the pack died
+            ray.get_actor(trial.config["pack"]).leave.remote(trial.config["id"])
         evaluations = len(self._board.records[trial.config["id"]].evaluations)
         self._board.ended(trial.config["id"], f"stopped by the scheduler after evaluation {evaluations}")
 

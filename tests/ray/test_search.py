@@ -85,7 +85,7 @@ def test_a_pack_over_two_ranks_changes_no_bit(digits, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_trials_of_a_pack_that_is_killed_go_on_from_their_commits(workers, digits, tmp_path):
-    changes = {"train.workers": workers, "search.packs": 1, "train.epochs": 8, "search.reuse": "share"}
+    changes = {"train.workers": workers, "train.epochs": 8, "search.reuse": "share"}
     whole = settings(digits, tmp_path, "whole", **changes)
     raycnn.search(whole)
     root = open_store(str(tmp_path))

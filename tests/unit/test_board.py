@@ -217,6 +217,7 @@ def test_a_pack_that_cannot_go_on_changes_no_record(store: LocalStore) -> None:
     before = records.read_all(store)
     made.reported("0000", {}, {"fatal": encode_error(StorageError("down", where="s3"))})
     assert isinstance(made.fatal, StorageError)
+    made.ended("0000", "Tune takes it as done")
     assert records.read_all(store) == before
 
 
