@@ -187,8 +187,8 @@ class TrainConfig(Section):
     """Seed of initialisation, order and augmentation."""
     exact: bool = False
     """Results do not depend on train.workers to the last bit (on CPUs, at equal train.threads): gradients are summed
-    over train.virtual_shards in one fixed tree. Needs model.batchnorm: frozen. On 2 cores it trains LeNet at 0.73 and
-    EfficientNet-Lite0 at 1.03 of the speed without (`python -m tests.bench exact`)."""
+    over train.virtual_shards in one fixed tree. Needs model.batchnorm: frozen. `python -m tests.bench exact`
+    measures its cost."""
     virtual_shards: Annotated[int, Field(ge=1)] = 4
     """exact: parts of each global batch that are passes of their own; a power of two, a multiple of train.workers, and
     a divisor of global_batch."""

@@ -38,11 +38,12 @@ from tests.bench.pictures import write_tree
 
 ROUNDS = 3
 IMAGES = 600
-CLASSES = ("a", "b")
+CLASSES = tuple(f"{number:04}" for number in range(1500))
+"""So many that EfficientNet-Lite0 has 21 MB of weights."""
 
 
 def promises(root: Path) -> list[Row]:
-    """EfficientNet-Lite0 from bytes to weights on two ranks, a commit (56 MB with AdamW's state) every 200 steps."""
+    """EfficientNet-Lite0 from bytes to weights on two ranks, a commit with AdamW's state every 200 steps."""
     write_tree(root / "photos", IMAGES)
     with ObjectServer() as server:
         os.environ.update(server.environment)
@@ -50,10 +51,11 @@ def promises(root: Path) -> list[Row]:
         found = on_ranks(_compare, root, root / "photos")
     kept, bare = statistics.median(found["with"]), statistics.median(found["without"])
     held_ms = 1000 * max(found["held"])
+    model_mb = found["weights"] / 1e6
     name = f"training with all promises, images/s, medians of {ROUNDS}"
     return [
         (name, f"{kept:.1f}", f"the same without {bare:.1f}", f"{kept / bare:.3f}", ">= 0.97"),
-        ("a commit of a 20 MB model holds the loop, ms", f"{held_ms:.0f}", "-", "-", "<= 150"),
+        (f"a commit of a {model_mb:.0f} MB model holds the loop, ms", f"{held_ms:.0f}", "-", "-", "<= 150"),
     ]
 
 
@@ -116,7 +118,8 @@ def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks
     member = Member(learner, TrainState(facts), Recorder(run), task, clock)
     bad_rows = BadRows(table, len(table), 0, 0.01)
     every = config.train.checkpoint_every
-    found: dict[str, Any] = {"with": [], "without": [], "held": []}
+    weights = sum(tensor.nbytes for tensor in body.module.state_dict().values())
+    found: dict[str, Any] = {"with": [], "without": [], "held": [], "weights": weights}
 
     def with_all() -> None:
         train([member], kept, ranks, bad_rows, None, clock, member.state.step + every)
@@ -135,8 +138,9 @@ def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(ROUNDS):
-        for name, side in (("with", with_all), ("without", without)):
+    sides = [("with", with_all), ("without", without)]
+    for number in range(ROUNDS):
+        for name, side in reversed(sides) if number % 2 else sides:
             held = clock.seconds["checkpoint"]
             taken = seconds(ranks, side)
             found[name].append(every * config.train.global_batch / taken)

@@ -24,12 +24,15 @@ from raycnn.training.recorder import Run
 from raycnn.training.setup import facts_of
 from raycnn.training.shown import read_lines
 from raycnn.training.state import TrainState
+from tests.bench import command
+from tests.bench.pictures import write_tree
 
 pytestmark = pytest.mark.slow
 
 CHECKPOINTS = 200
 LINES = 50
 JOBS, COMMITS = 8, 8
+OBJECTS = 100_000
 
 
 @dataclass
@@ -154,3 +157,20 @@ def test_8_jobs_at_once_each_keep_their_commits(bucket: str) -> None:
     for name in storage.folders():
         files = [entry.key for entry in storage.child(name).list("checkpoints/")]
         assert len({key.split("/")[1] for key in files}) == 2
+
+
+def test_100_000_objects_indexed_and_trained_take_the_memory_of_10_000(tmp_path: Path) -> None:
+    peaks = {}
+    for count in (OBJECTS // 10, OBJECTS):
+        write_tree(tmp_path / f"images-{count}", count, width=32, height=32, quality=70)
+        runs = tmp_path / f"runs-{count}"
+        config = command.config_of(tmp_path / f"images-{count}", runs, **{"train.global_batch": 512})
+        peaks[count] = command.watched(config, tmp_path)
+        (last,) = open_store(str(runs / "bench")).get("metrics.jsonl").splitlines()[-1:]
+        assert json.loads(last)["samples"] >= 0.75 * count
+    few, many = peaks.values()
+    print(f"MB with {OBJECTS // 10} and {OBJECTS} objects: {few} {many}")
+    assert many["rank"] <= 1.1 * few["rank"]
+    assert many["decoder"] <= 1.1 * few["decoder"]
+    # the driver holds the manifest, some hundred bytes a row, and while it indexes each row's verdict
+    assert many["driver"] - few["driver"] <= 0.9 * OBJECTS * 1500 / 2**20
