@@ -88,7 +88,9 @@ def commit_step(uri: str, source: str, step: int) -> None:
     record = adopt(store, "me", newest_step(uri))
     run = Run(store, config, record, 1)
     if newest := checkpoint.latest(store, record):
-        run.show(decode_lines(checkpoint.verified(store, newest)["metrics.jsonl"]), newest.step)  # as a start does
+        run.shown.update(
+            decode_lines(checkpoint.verified(store, newest)["metrics.jsonl"]), newest.step
+        )  # as a start does
     state = TrainState(facts_of(config, CLASSES), step).evaluated({"loss": float(step)})
     files = {"weights.safetensors": b"weights %d" % step, "optimizer.pt": b"optimizer %d" % step}
     line = json.dumps({"step": step, "loss": 1.0})

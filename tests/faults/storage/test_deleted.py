@@ -35,7 +35,7 @@ def test_all_of_them(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         begin_group(store, lease.owner, lambda held: checkpoint.newest_step(store, held))
     store.delete([entry.key for entry in list(store.list(lost))])
 
-    monkeypatch.setattr(fit, "_run_workers", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(fit, "run_groups", lambda *_: pytest.fail("it trains"))
     for _ in range(2):  # nor the second time
         with pytest.raises(CheckpointError, match="gone") as caught, fit.hold(store) as lease:
             fit.fit(config, store, index, lease, lambda progress, lines: None)
