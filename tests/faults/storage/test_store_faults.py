@@ -94,7 +94,7 @@ def test_in_the_middle_of_a_commit(nth: int, proxy: Proxy, store: S3Store, seen:
     assert caught.value.code == 5
     assert caught.value.fix
     attempts = len(proxy.faults())
-    assert attempts > 2
+    assert attempts >= 2, "it was tried again"
     proxy.rules = []
     assert checkpoint.latest(store, None) == last
     seen.what = f"code 5 after {attempts} attempts, the last commit intact"
