@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 Choice = Literal["share", "activations", "pixels"]
@@ -48,6 +48,12 @@ class Costs:
     pixel_bytes: int
     cuts: Mapping[int, CutCost]
     rss_bytes: int
+
+
+def merged(found: Sequence[Costs]) -> Costs:
+    """What several packs measured of different depths, side by side as they will work."""
+    cuts = {depth: cut for costs in found for depth, cut in costs.cuts.items()}
+    return replace(found[0], cuts=cuts, rss_bytes=max(costs.rss_bytes for costs in found))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ def num_places(config: Config, resources: dict[str, float]) -> int:
     return int(resources.get("GPU", 0)) or max(1, int(resources["CPU"] // config.train.threads))
 
 
+def full_width(config: Config, resources: dict[str, float]) -> int:
+    """The most workers that divide the global batch and that a cluster with these Ray resources carries."""
+    return max(n for n in range(1, num_places(config, resources) + 1) if config.train.global_batch % n == 0)
+
+
 def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> Crew:
     """The crew for a cluster with these Ray resources: a pack for every GPU, or every core that a rank computes with.
 

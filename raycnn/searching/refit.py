@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from raycnn.cluster import resources
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, content_hash, write_index
-from raycnn.searching.crew import num_places
+from raycnn.searching.crew import full_width
 from raycnn.searching.winner import Winner
 from raycnn.storage import Store
 from raycnn.training import checkpoint
@@ -57,8 +57,3 @@ def joined(index: Index) -> Index:
     )
     table: pa.Table = manifest.combine_chunks()
     return replace(index, hash=content_hash(table, index.kind, index.classes), manifest=table)
-
-
-def full_width(config: Config, resources: dict[str, float]) -> int:
-    """The most workers that divide the global batch and that a cluster with these Ray resources carries."""
-    return max(n for n in range(1, num_places(config, resources) + 1) if config.train.global_batch % n == 0)

@@ -19,7 +19,7 @@ from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
 from raycnn.searching.board import Board, Stage
 from raycnn.searching.budget import Budget
-from raycnn.searching.costs import Costs, CutCost, Uses, choose, kept_bytes
+from raycnn.searching.costs import CutCost, Uses, choose, kept_bytes, merged
 from raycnn.searching.crew import crew_of, fit_memory, size_crew, take_turns
 from raycnn.searching.pack import PackLostError
 from raycnn.searching.records import TrialRecord
@@ -108,11 +108,14 @@ class Trials:
         return known
 
     def _weigh(self, packs: list[Any], total: int) -> None:
-        """Measure on one pack; decide what all keep, and how many trials memory holds."""
+        """Measure, each pack some of the depths; decide what all keep, and how many trials memory holds."""
         config = self.config
         self._start_weights(config)
         values = [{"model.unfreeze": depth} for depth in depths(config)]
-        self.costs: Costs = ray.get(packs[0].measure.remote(values))
+        parts = [values[number :: len(packs)] for number in range(len(packs))]
+        self.costs = merged(
+            ray.get([pack.measure.remote(part) for pack, part in zip(packs, parts, strict=True) if part])
+        )
         waves = -(-total // self.crew.concurrent)
         epochs = config.train.epochs if config.augment.random else 1.0
         views = round(self.plan.num_rows * epochs) + len(self.index.rows("val"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raycnn.cluster import resources
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
 from raycnn.results.evaluate import score, with_intervals
 from raycnn.searching.answer import best_evaluation, choose, confirmed, goal, ranking
+from raycnn.searching.crew import full_width
 from raycnn.searching.former import Former
 from raycnn.searching.records import FOLDER, TrialRecord
 from raycnn.searching.summary import confirm_rows
@@ -68,7 +70,7 @@ def look_at_test(
     if not len(index.rows("test")):
         return None, None
     count_look(store)
-    config = load_config(config, {"evaluate.split": "test"})
+    config = load_config(config, {"evaluate.split": "test", "train.workers": full_width(config, resources())})
     logits_NK, labels_N, groups_N = score(config, store, commit, index)
     against = former.compare(config, index, logits_NK.argmax(1) == labels_N) if former else None
     return with_intervals(logits_NK, labels_N, groups_N), against

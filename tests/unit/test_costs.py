@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycnn.searching.costs import Costs, CutCost, Uses, choose, describe, kept_bytes
+from raycnn.searching.costs import Costs, CutCost, Uses, choose, describe, kept_bytes, merged
 
 CUT = CutCost(prefix_s=2.0, suffix_s=1.0, bytes=4, keep_s=0.4, take_s=0.2, trial_bytes=100)
 COSTS = Costs(read_s=1.0, pixel_bytes=10, cuts={0: CUT}, rss_bytes=1000)
@@ -126,3 +126,9 @@ def test_it_always_fits_and_never_costs_more_than_sharing(
     shared = total(dict.fromkeys(found, "share"))
     assert total(roomy) == pytest.approx(min(kept, shared))
     assert total(roomy) <= total(found) * (1 + 1e-9) <= shared * (1 + 1e-9) ** 2
+
+
+def test_what_several_packs_measured_is_one_account() -> None:
+    cut = CutCost(prefix_s=1, suffix_s=2, bytes=3, keep_s=4, take_s=5, trial_bytes=6)
+    found = merged([Costs(0.5, 7, {0: cut, 2: cut}, 100), Costs(0.6, 7, {1: cut}, 200)])
+    assert found == Costs(0.5, 7, {0: cut, 1: cut, 2: cut}, 200)

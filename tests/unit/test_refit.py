@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from raycnn.config import load_config
 from raycnn.data.decode import Limits
 from raycnn.data.manifest import QUARANTINE, SCHEMA, Index, content_hash
-from raycnn.searching.refit import full_width, joined
+from raycnn.searching.crew import full_width
+from raycnn.searching.refit import joined
 
 CLASSES = ("a", "b")
 
