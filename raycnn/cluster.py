@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raycnn.dashboard import refuse_open
 from raycnn.errors import ConfigError
@@ -71,15 +73,25 @@ def division(workers: int) -> CpuDivision:
 
 
 def resources() -> dict[str, float]:
-    """Ray's resources of the cluster that this process is connected to, by name; not of nodes that are to go."""
+    """Ray's resources of this process's cluster, by name; not of nodes that are gone or to go."""
     import ray
 
     leaving = draining()
     found: Counter[str] = Counter()
     for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] not in leaving:
+        if node["Alive"] and node["NodeID"] not in leaving and _answers(node):
             found.update(node["Resources"])
     return dict(found)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether anybody listens there. Ray takes 15 s and more to notice that a node is gone; ranks that were divided
+    among the nodes before would then hold all CPUs of those that are left, and wait for their first batch for ever."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def draining() -> set[str]:

@@ -88,7 +88,7 @@ def _prepare(folder: Path) -> RayHead:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     clean |= {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     clean["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray puts the machine's own address in place of loopback
-    gcs, dashboard = free_ports(2)
+    gcs, dashboard = _free_ports(2)
     return RayHead(
         address=f"127.0.0.1:{gcs}",
         dashboard_url=f"http://127.0.0.1:{dashboard}",
@@ -100,7 +100,7 @@ def _prepare(folder: Path) -> RayHead:
 
 
 def _command(head: RayHead, num_cpus: int) -> list[str]:
-    client, agent, agent_grpc, runtime_env, metrics = free_ports(5)
+    client, agent, agent_grpc, runtime_env, metrics = _free_ports(5)
     options = {
         "node-ip-address": "127.0.0.1",
         "port": head.address.rpartition(":")[2],
@@ -154,8 +154,7 @@ def _gone(process: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> b
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses at this moment."""
+def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in taken:

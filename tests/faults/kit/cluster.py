@@ -17,7 +17,7 @@ import psutil
 
 from tests.faults.kit.history import wait_for
 from tests.faults.kit.inside import ROOT
-from tests.support.ray_head import RayHead, free_ports, ray_head
+from tests.support.ray_head import RayHead, ray_head
 
 PROJECT = Path(__file__).parents[3]
 HOOK = Path(__file__).parent / "hook"
@@ -25,7 +25,7 @@ HOOK = Path(__file__).parent / "hook"
 
 @dataclass(frozen=True)
 class Node:
-    """A node beside the head: the session of processes that `ray start` began, and Ray's id of it."""
+    """A node beside the head: the session of processes that it began, and Ray's id of it."""
 
     starter: subprocess.Popen[bytes]
     id: str
@@ -34,7 +34,7 @@ class Node:
         """Its living processes: raylet, agents, workers."""
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, psutil.Error):  # gone meanwhile
                 if os.getsid(process.pid) == self.starter.pid and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
@@ -62,20 +62,18 @@ class FaultCluster:
         import ray
 
         before = {each["NodeID"] for each in ray.nodes()}
-        listen, grpc, runtime_env, metrics = free_ports(4)
-        options = {
-            "address": self.head.address, "node-ip-address": "127.0.0.1", "num-cpus": num_cpus,
-            "dashboard-agent-listen-port": listen, "dashboard-agent-grpc-port": grpc,
-            "runtime-env-agent-port": runtime_env, "metrics-export-port": metrics,
-            "min-worker-port": 0, "max-worker-port": 0, "object-store-memory": 100_000_000,
-        }  # fmt: skip
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
-        with (self.head.temp_dir / f"node-{len(self.nodes)}.log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.faults.kit.node", self.head.address, str(num_cpus)]
+        path = self.head.temp_dir / f"node-{len(self.nodes)}.log"
+        with path.open("wb") as log:
             starter = subprocess.Popen(
-                [*command, *(f"--{name}={value}" for name, value in options.items())],
-                env=self.head.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        (found,) = wait_for(lambda: living_nodes() - before, 60, "a new node")
+                command, env=self.head.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            (found,) = wait_for(lambda: living_nodes() - before, 60, "a new node")
+        except TimeoutError:
+            starter.kill()
+            starter.wait()
+            raise RuntimeError(f"no node:\n{path.read_text(errors='replace')[-2000:]}") from None
         self.nodes.append(Node(starter, found))
         return self.nodes[-1]
 
