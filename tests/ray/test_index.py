@@ -59,9 +59,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     verdict = examine.Examiner._verdict
 
-    def recorded(self: examine.Examiner, row: dict[str, Any], decoding: Any) -> dict[str, Any]:
+    def recorded(self: examine.Examiner, row: dict[str, Any], *others: Any) -> dict[str, Any]:
         keys.append(row["key"])
-        return verdict(self, row, decoding)
+        return verdict(self, row, *others)
 
     monkeypatch.setattr(examine.Examiner, "_verdict", recorded)
     return keys
@@ -208,7 +208,9 @@ def test_a_failing_store_is_told_and_not_taken_for_bad_images(monkeypatch: pytes
 
     monkeypatch.setattr(examine, "_images", lambda _: type("Failing", (), {"get": fail}))
     examiner = examine.Examiner("s3://b", examine.Limits(10, 10), threads=2)
-    rows = pa.table({"row": [0, 1], "key": ["a", "b"], "offset": [0, 0], "length": [1, 1]})
+    rows = pa.table(
+        {"row": [0, 1], "key": ["a", "b"], "offset": [0, 0], "length": [1, 1], "size": [1, 1], "etag": ["", ""]}
+    )
     with pytest.raises(StorageError, match="no answer"):
         list(examiner.examine(rows))
     told = examiner.outcome(rows)
