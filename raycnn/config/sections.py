@@ -312,7 +312,7 @@ class SearchConfig(Section):
     compare: Literal["depth", "seconds"] = "depth"
     """asha: compare trials of one unfreezing depth at equal epochs, or all of them at equal seconds."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at once; default: as many as memory holds, at most 8 per pack, 3 where all is kept in the cache."""
+    """Trials at once; default: as many as memory holds, at most 8 per pack, 2 where all is kept in the cache."""
     packs: Annotated[int, Field(ge=1)] | None = None
     """Actors that hold the trials; default: one for each GPU (or core) and train.workers."""
     reuse: Literal["auto", "share", "activations", "pixels"] = "auto"

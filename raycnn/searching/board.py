@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -121,7 +122,9 @@ class Board:
 
     def _start(self, record: TrialRecord) -> dict[str, Any]:
         self._prepare(load_config(self._config, record.values))
-        pack = min(self._load, key=lambda name: self._load[name])
+        # by number first: how much is left of a load is not known, and trials that go together end together
+        living = Counter(self._pack_of.values())
+        pack = min(self._load, key=lambda name: (living[name], self._load[name]))
         self._load[pack] += self._stage.cost(record.values)
         self._pack_of[record.id] = pack
         return {

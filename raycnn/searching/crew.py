@@ -19,7 +19,7 @@ CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
 _SPARE_CALLS: Final = 16  # for trials that leave, and for the driver, while all others wait
 _TOGETHER: Final = 8
-_IN_TURN: Final = 3
+_IN_TURN: Final = 2
 _TASK_SHARE: Final = 0.8  # trials take a little of each CPU too, and a task that just does not fit waits for ever
 
 
