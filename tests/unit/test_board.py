@@ -147,18 +147,6 @@ def test_trials_go_to_the_pack_with_the_fewest_and_then_the_least_to_do(store: L
     assert made.next()["pack"] == "b"  # type: ignore[index]  # one against two
 
 
-def test_a_pack_whose_trials_end_first_does_not_get_all_that_are_left(store: LocalStore) -> None:
-    made = board(store, stage(8), packs="ab")
-    for _ in range(4):
-        made.next()
-    for trial in ("0000", "0003"):  # those of a, while b's are about to end
-        made.ended(trial, "stopped")
-    assert [made.next()["pack"] for _ in range(2)] == ["a", "a"]  # type: ignore[index]
-    for trial in ("0001", "0002"):
-        made.ended(trial, "stopped")
-    assert [made.next()["pack"] for _ in range(2)] == ["b", "b"]  # type: ignore[index]
-
-
 def test_what_a_pack_had_to_do_is_forgotten_when_all_have_ended(store: LocalStore) -> None:
     made = board(store, stage(6), packs="ab")
     assert [made.next()["pack"] for _ in range(2)] == ["a", "b"]  # type: ignore[index]
