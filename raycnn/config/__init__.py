@@ -1,13 +1,13 @@
 """The config: frozen models that YAML, command-line flags and search samples address by dotted path."""
 
+from raycnn.config.base import OPERATIONAL, Section
 from raycnn.config.loading import dated, load_config
 from raycnn.config.paths import fields, get_path, identity, identity_hash, operational, set_path
+from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
-    OPERATIONAL,
     AugmentConfig,
     Config,
     DataConfig,
-    Distribution,
     EvaluateConfig,
     LossConfig,
     ModelConfig,
@@ -15,8 +15,6 @@ from raycnn.config.sections import (
     Phase,
     PredictConfig,
     RunConfig,
-    SearchConfig,
-    Section,
     TrainConfig,
 )
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raycnn.config.sections import OPERATIONAL, Config, Section
+from raycnn.config.base import OPERATIONAL, Section
+from raycnn.config.sections import Config
 from raycnn.errors import ConfigError
 
 

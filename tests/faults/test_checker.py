@@ -66,6 +66,12 @@ def test_p2_slow_recoveries() -> None:
     assert checker.percentile_95(range(1, 101)) == 95
 
 
+def test_p2_a_step_of_the_group_that_was_hit_is_no_recovery() -> None:
+    finished = replace(GOOD, steps=(*steps(2, 0, 6, 100), *steps(3, 3, 8, 200, world=1)))
+    assert checker.recoveries(finished) == [pytest.approx(101.5)]
+    assert checker.recoveries(replace(finished, starts=GOOD.starts[:1])) == [pytest.approx(0.5)]
+
+
 def test_p3_other_bits() -> None:
     assert checker.other_bits({"weights": "a", "step": 8}, {"weights": "a", "step": 8}) == []
     assert checker.other_bits({"weights": "b", "step": 8}, {"weights": "a", "step": 8}) == ["P3: weights differs"]

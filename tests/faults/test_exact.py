@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import raycnn
 from raycnn.cluster import connect
 from raycnn.config import Config
 from raycnn.storage import open_store
+from tests.support.digits import write_digits
 from tests.support.runs import final_hashes
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario("other world size, other config")]
@@ -32,14 +29,7 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exact")
-    images, labels = load_digits(return_X_y=True)
-    for number, (pixels, label) in enumerate(zip(images[:360], labels, strict=False)):
-        folder = root / "digits" / f"digit-{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype(np.uint8)).resize((32, 32))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        (folder / f"{number:03}.png").write_bytes(buffer.getvalue())
+    write_digits(root / "digits", 36)
     return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -17,14 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import raycnn
 from raycnn.cluster import connect
 from raycnn.errors import DivergedError
 from raycnn.storage import Store, open_store
 from raycnn.storage.aws import client
+from tests.support.digits import write_digits
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +34,7 @@ DIVERGING = {"optim.lr": 1e30, "optim.warmup_epochs": 0, "optim.schedule": "cons
 
 @pytest.fixture
 def config(bucket: str, tmp_path: Path) -> dict[str, Any]:
-    images, labels = load_digits(return_X_y=True)
-    for number, (pixels, label) in enumerate(zip(images[:200], labels, strict=False)):
-        path = tmp_path / "digits" / f"digit-{label % 3}" / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray((pixels.reshape(8, 8) * 15.9).astype("uint8")).save(buffer, "PNG")
-        path.write_bytes(buffer.getvalue())
+    write_digits(tmp_path / "digits", 20)
     return {
         "run": {"name": "run", "storage": f"s3://{bucket}/runs"},
         "data": {"source": str(tmp_path / "digits"), "image_size": 32},

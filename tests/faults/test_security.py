@@ -13,7 +13,7 @@ import pytest
 from raycnn.storage import open_store
 from tests.faults.kit.corpus import CORPUS
 from tests.faults.kit.scenarios import Seen
-from tests.support.digits import write_digits
+from tests.support.digits import digit_files
 
 CANARY = "cAnArY-0123456789-of-a-database"
 
@@ -32,8 +32,8 @@ def config(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """Digits, and the corpus among them, in a bucket; a canary in the environment."""
     monkeypatch.setenv("DB_PASSWORD", CANARY)
     images = open_store(f"s3://{bucket}/images")
-    for path in write_digits(tmp_path).rglob("*.png"):
-        images.put(f"{path.parent.name}/{path.name}", path.read_bytes())
+    for key, data in digit_files():
+        images.put(key, data)
     for number, case in enumerate(CORPUS):
         images.put(f"digit-{number % 10}/corpus-{number:03}", case.make())
     path = tmp_path / "run.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,20 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-def write_digits(root: Path, each: int = 40) -> Path:
-    """A tree of class folders with PNGs of each digit, 8x8 enlarged to 32x32, gray."""
+def digit_files(each: int = 40) -> Iterator[tuple[str, bytes]]:
+    """Keys by class folder, and PNGs, of some of each digit: 8x8 enlarged to 32x32, gray."""
     images, labels = load_digits(return_X_y=True)
     for label in range(10):
-        (root / f"digit-{label}").mkdir()
         for number, pixels in enumerate(images[labels == label][:each]):
-            (root / f"digit-{label}" / f"{number:03}.png").write_bytes(png(pixels.reshape(8, 8)))
+            yield f"digit-{label}/{number:03}.png", png(pixels.reshape(8, 8))
+
+
+def write_digits(root: Path, each: int = 40) -> Path:
+    """The files as a tree."""
+    for key, data in digit_files(each):
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return root
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-import raycnn
 from raycnn.config import Config
 from tests.faults.kit import checker
 from tests.faults.kit.cluster import FaultCluster, fault_cluster
 from tests.faults.kit.history import History
-from tests.faults.kit.jobs import EVERY, Bench, plan_of
+from tests.faults.kit.jobs import EVERY, Bench, Undisturbed, plan_of
 from tests.faults.kit.scenarios import Seen
 from tests.support.digits import write_digits
-from tests.support.runs import final_hashes
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +29,8 @@ def cluster(bench: Bench) -> Iterator[FaultCluster]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(bench: Bench) -> Callable[[int], dict[str, Any]]:
-    """By world size, what a run that nobody disturbs ends with; needs a cluster when first asked."""
-    known: dict[int, dict[str, Any]] = {}
-
-    def hashes(world: int) -> dict[str, Any]:
-        if world not in known:
-            config = bench.config(f"undisturbed-{world}", world)
-            raycnn.train(config)
-            known[world] = final_hashes(bench.store(config))
-        return known[world]
-
-    return hashes
+def undisturbed(bench: Bench) -> Undisturbed:
+    return Undisturbed(bench)
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,12 @@ from raycnn.training import checkpoint
 from tests.faults.kit import checker
 from tests.faults.kit.cluster import PROJECT, FaultCluster
 from tests.faults.kit.history import History, wait_for
-from tests.faults.kit.jobs import Bench, finish
+from tests.faults.kit.jobs import Bench, Undisturbed, finish
 from tests.faults.kit.scenarios import Seen
 from tests.support.ray_head import RayHead, processes, ray_head
 from tests.support.runs import final_hashes
 
 pytestmark = pytest.mark.slow
-Undisturbed = Callable[[int], dict[str, Any]]
 Promises = Callable[[Config], History]
 Start = Callable[[Config], subprocess.Popen[str]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import pytest
@@ -16,12 +15,11 @@ from raycnn.training import checkpoint
 from raycnn.training.serialize import decode_weights
 from tests.faults.kit import checker
 from tests.faults.kit.history import History
-from tests.faults.kit.jobs import EVERY, Bench, plan_of
+from tests.faults.kit.jobs import EVERY, Bench, Undisturbed, plan_of
 from tests.faults.kit.scenarios import Seen
 from tests.support.runs import final_hashes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-Undisturbed = Callable[[int], dict[str, Any]]
 Promises = Callable[[Config], History]
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from tests.faults.kit import nemesis
 from tests.faults.kit.cluster import FaultCluster
-from tests.faults.kit.jobs import Bench
+from tests.faults.kit.jobs import Bench, Undisturbed
 from tests.faults.kit.scenarios import Seen
 
 
@@ -24,7 +21,7 @@ def test_a_seed_always_means_the_same() -> None:
 @pytest.mark.scenario("driver or head lost")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nemesis(
-    seed: int, cluster: FaultCluster, bench: Bench, undisturbed: Callable[[int], dict[str, Any]], seen: Seen,
+    seed: int, cluster: FaultCluster, bench: Bench, undisturbed: Undisturbed, seen: Seen,
     recoveries: list[float],
 ) -> None:  # fmt: skip
     what, broken, seconds = nemesis.run(seed, bench, cluster, undisturbed)

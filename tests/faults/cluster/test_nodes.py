@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -40,14 +41,31 @@ def nodes(cluster: FaultCluster) -> list[Node]:
     return cluster.nodes
 
 
+@dataclass(frozen=True)
+class Training:
+    """A run in the background: the result to come, and what is said meanwhile."""
+
+    config: Config
+    faults: Faults
+    result: Future[Any]
+    said: list[str]
+
+    def finish(self) -> None:
+        assert self.result.result(timeout=120)["status"] == "finished"
+
+
+Train = Callable[[str], Training]
+
+
 @pytest.fixture
-def train() -> Iterator[Callable[[Config], tuple[Future[Any], list[str]]]]:
-    """Trains in the background: the result to come, and what is said meanwhile."""
+def train(nodes: list[Node], bench: Bench) -> Iterator[Train]:
+    """Trains on two ranks."""
     with ThreadPoolExecutor(1) as thread:
 
-        def start(config: Config) -> tuple[Future[Any], list[str]]:
-            said: list[str] = []
-            return thread.submit(raycnn.train, config, show=lambda _, lines: said.extend(lines)), said
+        def start(name: str) -> Training:
+            config, said = bench.config(name, 2), list[str]()
+            result = thread.submit(raycnn.train, config, show=lambda _, lines: said.extend(lines))
+            return Training(config, bench.faults_of(config), result, said)
 
         yield start
 
@@ -64,77 +82,64 @@ def places(cluster: FaultCluster, faults: Faults) -> list[tuple[int, Node]]:
 
 
 @pytest.mark.scenario("SIGTERM, spot notice")
-def test_a_node_is_drained(
-    cluster: FaultCluster, nodes: list[Node], train: Any, bench: Bench, promises: Promises, seen: Seen
-) -> None:
-    config = bench.config("drained", 2)
-    faults = bench.faults_of(config)
-    job, said = train(config)
-    with faults.paused(7):
-        first = places(cluster, faults)
+def test_a_node_is_drained(cluster: FaultCluster, train: Train, promises: Promises, seen: Seen) -> None:
+    job = train("drained")
+    with job.faults.paused(7):
+        first = places(cluster, job.faults)
         going = first[0][1]
-        faults.caused("drain", announced=True)
+        job.faults.caused("drain", announced=True)
         cluster.drain(going, deadline_s=60)
         time.sleep(1.5)  # a rank looks twice a second
-    with faults.paused(15):
-        rest = [node.id for epoch, node in places(cluster, faults) if epoch > first[0][0]]
-    assert job.result(timeout=60)["status"] == "finished"
-    history = promises(config)
+    with job.faults.paused(15):
+        rest = [node.id for epoch, node in places(cluster, job.faults) if epoch > first[0][0]]
+    job.finish()
+    history = promises(job.config)
     assert {start.step for start in history.starts} == {0, 8}
     assert len(rest) == 2
     assert going.id not in rest
-    assert any("a node will be taken away" in line for line in said)
+    assert any("a node will be taken away" in line for line in job.said)
     seen.what = "commits after the step in flight, goes on with the other node"
 
 
 @pytest.mark.scenario("node lost")
-def test_a_node_is_lost(
-    cluster: FaultCluster, nodes: list[Node], train: Any, bench: Bench, promises: Promises, seen: Seen
-) -> None:
-    config = bench.config("node-lost", 2)
-    faults = bench.faults_of(config)
-    job, said = train(config)
-    with faults.paused(7):
-        faults.caused("node lost")
-        cluster.kill(places(cluster, faults)[0][1])
-    assert job.result(timeout=120)["status"] == "finished"
-    promises(config)
-    assert any("a worker was lost; going on from the newest checkpoint" in line for line in said)
+def test_a_node_is_lost(cluster: FaultCluster, train: Train, promises: Promises, seen: Seen) -> None:
+    job = train("node-lost")
+    with job.faults.paused(7):
+        job.faults.caused("node lost")
+        cluster.kill(places(cluster, job.faults)[0][1])
+    job.finish()
+    promises(job.config)
+    assert any("a worker was lost; going on from the newest checkpoint" in line for line in job.said)
     seen.what = "goes on with the other node"
 
 
 @pytest.mark.scenario("node lost")
 def test_the_only_node_is_lost(
-    cluster: FaultCluster, nodes: list[Node], train: Any, bench: Bench, promises: Promises, seen: Seen
+    cluster: FaultCluster, nodes: list[Node], train: Train, promises: Promises, seen: Seen
 ) -> None:
     cluster.kill(nodes[1])
-    config = bench.config("all-lost", 2)
-    faults = bench.faults_of(config)
-    job, said = train(config)
-    with faults.paused(7):
+    job = train("all-lost")
+    with job.faults.paused(7):
         cluster.kill(cluster.nodes[0])
-    wait_for(lambda: any("waiting, since 2 workers do not fit" in line for line in said), 60, "that it waits")
+    waits = "waiting, since 2 workers do not fit"
+    wait_for(lambda: any(waits in line for line in job.said), 60, "that it waits")
     cluster.add(2)
-    faults.caused("a node came")  # provisioning aside
-    assert job.result(timeout=120)["status"] == "finished"
-    promises(config)
+    job.faults.caused("a node came")  # provisioning aside
+    job.finish()
+    promises(job.config)
     seen.what = "says that it waits, and goes on when a node comes"
 
 
 @pytest.mark.scenario("network cut")
-def test_a_raylet_is_cut_off_for_30_s(
-    cluster: FaultCluster, nodes: list[Node], train: Any, bench: Bench, promises: Promises, seen: Seen
-) -> None:
-    config = bench.config("cut", 2)
-    faults = bench.faults_of(config)
-    job, _ = train(config)
-    with faults.paused(7):
-        raylet = places(cluster, faults)[0][1].raylet()
-        faults.caused("cut")
+def test_a_raylet_is_cut_off_for_30_s(cluster: FaultCluster, train: Train, promises: Promises, seen: Seen) -> None:
+    job = train("cut")
+    with job.faults.paused(7):
+        raylet = places(cluster, job.faults)[0][1].raylet()
+        job.faults.caused("cut")
         raylet.send_signal(signal.SIGSTOP)
         time.sleep(30)
         raylet.send_signal(signal.SIGCONT)
-    assert job.result(timeout=120)["status"] == "finished"
-    history = promises(config)
+    job.finish()
+    history = promises(job.config)
     assert checker.two_writers(history) == []
     seen.what = f"{len({start.epoch for start in history.starts})} groups; every step and commit once"

@@ -40,11 +40,15 @@ def redone(history: History, checkpoint_every: int) -> list[str]:
 
 
 def recoveries(history: History) -> list[float]:
-    """Seconds from each fault to the next step that nobody had done before; the last ones may have none."""
+    """Seconds from each fault to the next step that nobody had done before; the last ones may have none.
+
+    Steps that the group still did after it was hit do not count; only a fault that no group started after has them.
+    """
     found = []
     for fault in history.faults:
-        done = max((each.step for each in history.steps if each.time <= fault.time), default=-1)
-        new = [each.time for each in history.steps if each.step > done and each.time > fault.time]
+        group = min((start.epoch for start in history.starts if start.time > fault.time), default=-1)
+        done = max((each.step for each in history.steps if each.time <= fault.time or each.epoch < group), default=-1)
+        new = [e.time for e in history.steps if e.step > done and e.time > fault.time and e.epoch >= group]
         if new:
             found.append(min(new) - fault.time)
     return found

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from raycnn.storage import Store, open_store
 from tests.faults.kit.cluster import HOOK, PROJECT
 from tests.faults.kit.history import Faults, History
 from tests.faults.kit.inside import ROOT
+from tests.support.runs import final_hashes
 
 EVERY = 5
 ROWS = 280  # training rows of the 400 digits
@@ -72,6 +73,21 @@ class Bench:
         variables = environment | {"PYTHONPATH": pythonpath, ROOT: str(self.faults)}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=variables, start_new_session=True, **pipes)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """By world size, what a run that nobody disturbs ends with; needs a cluster when first asked."""
+
+    bench: Bench
+    known: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, world: int) -> dict[str, Any]:
+        if world not in self.known:
+            config = self.bench.config(f"undisturbed-{world}", world)
+            raycnn.train(config)
+            self.known[world] = final_hashes(self.bench.store(config))
+        return self.known[world]
 
 
 def plan_of(config: Config) -> Plan:

@@ -12,21 +12,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import raycnn
 from raycnn.config import Config
 from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
 from tests.faults.kit import checker
 from tests.faults.kit.cluster import FaultCluster, fault_cluster
 from tests.faults.kit.history import Faults
-from tests.faults.kit.jobs import EVERY, Bench, finish, plan_of
+from tests.faults.kit.jobs import EVERY, Bench, Undisturbed, finish, plan_of
 from tests.support.digits import write_digits
 from tests.support.runs import final_hashes
 
@@ -89,8 +88,6 @@ def _strike(blow: Blow, job: subprocess.Popen[str], faults: Faults) -> None:
 @contextmanager
 def _watched(config: Config, bench: Bench, samples: list[bool]) -> Iterator[None]:
     """Inside, look again and again whether there is a valid checkpoint (P6)."""
-    import threading
-
     done, store = threading.Event(), bench.store(config)
 
     def look() -> None:
@@ -112,7 +109,7 @@ def _end(job: subprocess.Popen[str]) -> None:
 
 
 def run(
-    seed: int, bench: Bench, cluster: FaultCluster, undisturbed: Callable[[int], dict[str, Any]],
+    seed: int, bench: Bench, cluster: FaultCluster, undisturbed: Undisturbed,
     weather: Weather | None = None,
 ) -> tuple[str, list[str], list[float]]:  # fmt: skip
     """One seed: what was done, which promises were broken, seconds to recover.
@@ -145,7 +142,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     told = parser.parse_args()
-    known: dict[int, dict[str, Any]] = {}
     seconds: list[float] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="nemesis-", ignore_cleanup_errors=True) as name:
@@ -154,14 +150,7 @@ def main() -> int:
             folder.mkdir()
         bench = Bench(folders[0], folders[1], write_digits(folders[2]))
         with fault_cluster(bench.faults) as cluster:
-
-            def undisturbed(world: int) -> dict[str, Any]:
-                if world not in known:
-                    config = bench.config(f"undisturbed-{world}", world)
-                    raycnn.train(config)
-                    known[world] = final_hashes(bench.store(config))
-                return known[world]
-
+            undisturbed = Undisturbed(bench)
             for seed in range(told.first, told.first + told.seeds):
                 what, broken, found = run(seed, bench, cluster, undisturbed)
                 seconds += found

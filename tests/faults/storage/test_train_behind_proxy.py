@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import raycnn
 from raycnn.cluster import connect
@@ -18,6 +14,7 @@ from raycnn.storage.s3 import S3Store
 from tests.faults.kit.http_faults import Delay, Flip, Refuse, Reset
 from tests.faults.kit.proxy import Proxy, Rule
 from tests.faults.kit.scenarios import Seen
+from tests.support.digits import digit_files
 from tests.support.runs import final_hashes
 
 SEED = 20_261_124
@@ -26,7 +23,8 @@ SEED = 20_261_124
 @pytest.mark.slow
 @pytest.mark.scenario("S3 errors, resets, stalls")
 def test_a_run_ends_with_the_same_bits(proxy: Proxy, store: S3Store, seen: Seen) -> None:
-    put_digits(store.child("images"))
+    for key, data in digit_files(8):
+        store.put(f"images/{key}", data)
     with connect():  # its workers know the store by the proxy's address
         train(store, "clean")
         calm = time.monotonic()
@@ -60,14 +58,3 @@ def train(store: S3Store, name: str) -> None:
         "train": {"epochs": 3, "global_batch": 16, "chunk": 16, "workers": 2, "checkpoint_every": 4, "log_every": 3},
     }
     assert raycnn.train(config)["status"] == "finished"
-
-
-def put_digits(store: S3Store) -> None:
-    """Eight of each digit, 32 x 32 PNGs."""
-    images, labels = load_digits(return_X_y=True)
-    for label in range(10):
-        for number, pixels in enumerate(images[labels == label][:8]):
-            buffer = io.BytesIO()
-            image = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype(np.uint8))
-            image.resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "PNG")
-            store.put(f"digit-{label}/{number:03}.png", buffer.getvalue())
