@@ -16,7 +16,8 @@ class PaddedConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not (weight.requires_grad and torch.is_grad_enabled() and self._small(input)):
-            return super()._conv_forward(input, weight, bias)
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
         above, beside = self._pads
         padded = F.pad(input, (beside, beside, above, above))
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)

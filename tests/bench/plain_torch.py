@@ -1,7 +1,8 @@
 """python -m tests.bench.plain_torch SIDE CASE: the trials of the search in one process, without Ray.
 
-unshared: one after the other in the plain way at its best: decoded pixels in memory, the prefix in eval mode without
-gradients. cached: the ideal: the prefix once over the views of all epochs, each suffix on what came out of it.
+unshared: one after the other in the plain way at its best: decoded pixels in memory, each trial makes its random views
+of them in as many threads, the prefix in eval mode without gradients, torch as it comes. cached: the ideal: the prefix
+once over the views of all epochs, each suffix on what came out of it, with raycnn's settings of torch.
 Order, views, optimizer and schedule are raycnn's, so that losses can be compared bit by bit.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from raycnn.data.keyed import derive_seed
+from raycnn.data.decode import Limits, decode
+from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.plan import Plan
-from raycnn.data.reader import COLUMNS, ImageReader
+from raycnn.data.transforms import NUM_DRAWS, eval_view, train_view
 from raycnn.models.batchnorm import set_mode
+from raycnn.models.depthwise import pad_depthwise
 from raycnn.models.stages import Split, find
+from raycnn.storage import open_store
 from raycnn.training.device import Normalize, in_chunks, prepare
 from raycnn.training.due import evaluation_due
 from raycnn.training.losses import cross_entropy_sum
@@ -32,13 +38,31 @@ from raycnn.training.metrics import classification_metrics
 from raycnn.training.optim import build_optimizer, learning_rate
 from tests.bench.case import DEPTHS, LEARNING_RATES, Case
 
+Steps = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Views(Sequence[Tensor]):
+    """The views of each step or chunk, made anew whenever they are asked for."""
+
+    number: int
+    make: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, step: Any) -> Any:
+        if not 0 <= step < self.number:
+            raise IndexError(step)
+        return self.make(step)
+
 
 @dataclass(frozen=True)
 class Inputs:
     """What a trial reads: a tensor for each step, and one for each chunk of validation rows, the last one padded."""
 
-    train: list[Tensor]
-    val: list[Tensor]
+    train: Steps
+    val: Steps
 
     def through(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         with torch.no_grad():
@@ -48,8 +72,9 @@ class Inputs:
 class Trials:
     """A warm process: network, order and labels, the same for every trial."""
 
-    def __init__(self, case: Case, threads: int) -> None:
-        prepare(torch.device("cpu"), threads)
+    def __init__(self, case: Case, threads: int, *, plain: bool) -> None:
+        torch.set_num_threads(threads)
+        self.threads = threads
         self.config, self.index = case.config, case.index
         self.train, self.val = case.index.rows("train"), case.index.rows("val")
         self.seed = derive_seed(self.config.train.seed, "data")
@@ -58,19 +83,36 @@ class Trials:
         self.rows, self.epochs = self.plan.share(0, steps=self.steps)
         network = case.network()
         self.module = network.module.to(memory_format=torch.channels_last)
+        if not plain:
+            prepare(torch.device("cpu"), threads)
+            pad_depthwise(self.module)
         self.initial = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         self.stages, self.preprocessing = find(network), network.preprocessing
         self.normalize = Normalize(network.preprocessing)
 
-    def pixels(self) -> Inputs:
-        """uint8[rows, S, S, 3], all decoded."""
-        data, chunk = self.config.data, self.config.train.chunk
-        view = ImageReader.of(data, self.index.source, self.preprocessing, augment=self.config.augment, seed=self.seed)
-        scan = ImageReader.of(data, self.index.source, self.preprocessing)
-        padded = np.full(-(-len(self.val) // chunk) * chunk, -1)
-        padded[: len(self.val)] = np.arange(len(self.val))
-        train, val = read(view, self.train, self.rows, self.epochs), read(scan, self.val, padded, padded * 0)
-        return Inputs(list(train.split(self.plan.global_batch)), list(val.split(chunk)))
+    def views(self) -> Inputs:
+        """uint8[rows, S, S, 3] of every step, from images that are decoded once."""
+        config, chunk, prep = self.config, self.config.train.chunk, self.preprocessing
+        train, val = self.decoded(self.train), self.decoded(self.val)
+        hashes = self.train["key_hash"].to_numpy().astype(np.uint64)
+        draws = uniforms(derive_seed(self.seed, "augment"), self.epochs, hashes[self.rows], NUM_DRAWS)
+        size, pool = self.plan.global_batch, ThreadPoolExecutor(self.threads)
+
+        def batch(step: int) -> Tensor:
+            places = range(step * size, min((step + 1) * size, len(self.rows)))
+            seen = pool.map(lambda at: train_view(train[self.rows[at]], prep, config.augment, draws[at]), places)
+            return torch.from_numpy(np.stack([*seen]))
+
+        def rows(number: int) -> Tensor:
+            seen = [*pool.map(lambda image: eval_view(image, prep), val[number * chunk : (number + 1) * chunk])]
+            return torch.from_numpy(np.stack(seen + [np.zeros_like(seen[0])] * (chunk - len(seen))))
+
+        return Inputs(Views(self.steps, batch), Views(-(-len(val) // chunk), rows))
+
+    def decoded(self, table: pa.Table) -> list[Image.Image]:
+        limits, store = Limits(10**8, 10**8), open_store(self.index.source)
+        with ThreadPoolExecutor(self.threads) as pool:
+            return [*pool.map(lambda key: decode(store.get(key), limits), table["key"].to_pylist())]
 
     def part(self, deep: int | str, shallow: int) -> Callable[[Tensor], Tensor]:
         """The frozen layers between two depths, in chunks; from the images on for `all`."""
@@ -118,23 +160,18 @@ class Trials:
         return classification_metrics(logits_NK.numpy(), self.val["label"].to_numpy().astype(np.int64))
 
 
-def read(reader: ImageReader, table: pa.Table, rows: Any, epochs: Any) -> Tensor:
-    images_NHWC, reasons = reader.read(table.select(COLUMNS), rows, epochs)
-    assert not any(reasons)
-    return torch.from_numpy(images_NHWC)
-
-
 def unshared(trials: Trials, lrs: list[float]) -> dict[str, Any]:
     start = time.perf_counter()
-    pixels = trials.pixels()
+    views = trials.views()
     reading = time.perf_counter() - start
-    done = [trials.trial(depth, lr, pixels, trials.part("all", depth)) for depth in DEPTHS for lr in lrs]
+    done = [trials.trial(depth, lr, views, trials.part("all", depth)) for depth in DEPTHS for lr in lrs]
     return {"reading": reading, "prefix": 0.0, "trials": done}
 
 
 def cached(trials: Trials, lrs: list[float]) -> dict[str, Any]:
     start = time.perf_counter()
-    inputs = trials.pixels()
+    views = trials.views()
+    inputs = Inputs([*views.train], [*views.val])
     read = time.perf_counter()
     kept, before = {}, "all"
     for depth in DEPTHS:
@@ -152,8 +189,10 @@ def main() -> None:
     parser.add_argument("case", type=Path)
     parser.add_argument("--lrs", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bits", type=int, default=0, help="1: with raycnn's settings of torch, for equal bits")
     options = parser.parse_args()
-    trials = Trials(Case.read(options.case), options.threads)
+    plain = options.side == "unshared" and not options.bits
+    trials = Trials(Case.read(options.case), options.threads, plain=plain)
     side = {"unshared": unshared, "cached": cached}[options.side]
     print(json.dumps(side(trials, options.lrs)))
 

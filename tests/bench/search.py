@@ -66,7 +66,10 @@ def search(root: Path, *, full: bool = False, check: bool = False) -> list[Row]:
         *waiting(root),
     ]  # fmt: skip
     if check:
-        rows += [equal("the ideal", ours, ideal(case, threads=1)), equal("one alone", ours, unshared(case, slow, 1))]
+        rows += [
+            equal("the ideal", ours, ideal(case, threads=1)),
+            equal("one alone", ours, unshared(case, slow, threads=1, bits=1)),
+        ]
     return rows
 
 
@@ -109,9 +112,9 @@ def plain_ray(case: Path, lrs: tuple[float, ...]) -> Side:
     return side(seconds, trials, lrs)
 
 
-def unshared(case: Path, lrs: tuple[float, ...], threads: int | None = None) -> Side:
-    """The same trials one after the other in one warm process; decoded once, the prefix at each step."""
-    found = told("plain_torch", "unshared", str(case), lrs=lrs, threads=threads or available_cpus())
+def unshared(case: Path, lrs: tuple[float, ...], threads: int | None = None, bits: int = 0) -> Side:
+    """The same trials one after the other in one warm process; decoded once, views and prefix at each step."""
+    found = told("plain_torch", "unshared", str(case), lrs=lrs, threads=threads or available_cpus(), bits=bits)
     scale = len(LEARNING_RATES) / len(lrs)
     seconds = found["reading"] + scale * sum(trial["seconds"] for trial in found["trials"])
     return side(seconds, found["trials"], lrs)
