@@ -126,7 +126,7 @@ def _run_group(job: Job, cpus: CpuDivision, lease: Lease, leaving: threading.Eve
 def _fit_quietly(job: Job, cpus: CpuDivision, died: list[BaseException]) -> None:
     """TorchTrainer.fit in a thread of its own, where it leaves the signal handlers alone."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     scaling = ScalingConfig(
         num_workers=job.config.train.workers, use_gpu=cpus.gpus,
@@ -138,13 +138,32 @@ def _fit_quietly(job: Job, cpus: CpuDivision, died: list[BaseException]) -> None
             name=f"{job.config.run.name}-{uuid.uuid4().hex[:8]}", storage_path=folder,
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
         )  # fmt: skip
-        backend = TorchConfig(backend="nccl" if cpus.gpus else "gloo", timeout_s=600)
+        backend = _process_group(backend="nccl" if cpus.gpus else "gloo", timeout_s=600)
         try:
             TorchTrainer(
                 run_rank, train_loop_config={"job": job}, scaling_config=scaling, run_config=run, torch_config=backend
             ).fit()
         except Exception as error:  # whatever ends Ray's own machinery is told to the user by the main thread
             died.append(error)
+
+
+def _process_group(**settings: Any) -> Any:
+    """A TorchConfig whose process groups end with their processes.
+
+    Ray asks every rank to leave its group before it kills it, and waits 30 s for one that hangs.
+    """
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            pass
+
+    class ProcessGroup(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return ProcessGroup(**settings)
 
 
 def _no_place(error: BaseException | None) -> bool:
