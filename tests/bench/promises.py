@@ -43,7 +43,7 @@ CLASSES = tuple(f"{number:04}" for number in range(1500))
 
 
 def promises(root: Path) -> list[Row]:
-    """EfficientNet-Lite0 from bytes to weights on two ranks, a commit with AdamW's state every 200 steps."""
+    """EfficientNet-Lite0 from bytes to weights on two ranks, a commit with AdamW's state every 200 steps of 64."""
     write_tree(root / "photos", IMAGES)
     with ObjectServer() as server:
         os.environ.update(server.environment)
@@ -65,7 +65,7 @@ def config_of() -> Config:
             "run": {"name": "bench", "storage": "s3://promises/runs"},
             "data": {"source": "/nowhere", "image_size": 64},
             "model": {"name": "timm/tf_efficientnet_lite0", "weights": "none"},
-            "train": {"epochs": 1000, "eval_every": 1000, "global_batch": 16, "workers": WORLD},
+            "train": {"epochs": 1000, "eval_every": 1000, "workers": WORLD},
         }
     )
 

@@ -177,6 +177,12 @@ def test_another_writer_after_a_lost_request_is_a_conflict(store: Store, monkeyp
     assert store.get("a") == b"theirs"
 
 
+def test_the_same_content_by_another_writer_is_a_conflict_too(store: Store) -> None:
+    store.put("a", b"same")
+    with pytest.raises(PreconditionFailed):
+        store.put("a", b"same", create_only=True)
+
+
 def test_a_swap_of_a_missing_key_is_a_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PreconditionFailed):
         store.put("missing", b"", if_etag="0")

@@ -25,7 +25,7 @@ _CSV = "key,label\n" + "".join(f"{n:02}.jpg,{'cat' if n % 2 else 'dog'}\n" for n
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of manifest, below 20 MB, and what `verdict` says of it (its beginning, where it ends with a "...")."""
+    """One kind of manifest, below 20 MB, and what `verdict` says of it (with "..." for what it need not say)."""
 
     name: str
     make: Callable[[], bytes]
@@ -138,9 +138,9 @@ MANIFESTS: list[Case] = [
         b"key,label\n00.jpg,1.5\n01.jpg,cat;2\n"),
     _ends("label_not_a_number.parquet", "6 rows, 6 x no label", lambda: parquet(
         label=[float("nan"), 1.0, float("inf"), 2.0] * 3)),
-    _ends("many_rows.parquet", "3: not a readable PARQUET file...", _many_rows),
-    _ends("long_text.parquet", "3: not a readable PARQUET file...", _long_text),
-    _ends("long_text_in_list.parquet", "3: not a readable PARQUET file...", _text_list),
+    _ends("many_rows.parquet", "3: not a readable PARQUET file...240 MB when unpacked, and 0.2 MB packed", _many_rows),
+    _ends("long_text.parquet", "3: not a readable PARQUET file...more than 50 times its size...", _long_text),
+    _ends("long_text_in_list.parquet", "3: not a readable PARQUET file...more than 50 times its size...", _text_list),
 ]  # fmt: skip
 """By kind. With a budget that lets half of the rows be bad."""
 
