@@ -18,6 +18,7 @@ from raycnn.training import checkpoint
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
 from raycnn.training.run import create_run, first_commit, read_state
+from raycnn.training.shown import read_lines
 from raycnn.training.state import TrainState
 
 
@@ -81,7 +82,7 @@ def require_classes(index: Index) -> None:
 def _refuse_restart(store: Store, record: LeaseRecord) -> None:
     """CheckpointError if the run once had checkpoints: training again from step 0 must be somebody's decision."""
     fix = "restore them, or start under a new run.name"
-    if any(base >= 0 for base in record.bases.values()):
+    if any(base >= 0 for base in record.bases.values()) or read_lines(store):
         raise CheckpointError("the run's checkpoints are gone", where=f"{store.uri}/checkpoints", fix=fix)
 
 
