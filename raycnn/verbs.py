@@ -50,11 +50,13 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     """
     from raycnn.cluster import connect
     from raycnn.data.manifest import read_index
-    from raycnn.training.fit import fit, hold
+    from raycnn.training.run import hold
 
     settings = dated(load_config(config))
     storage, store, facts = _open(settings, "train")
     with hold(store) as lease, connect(address, verbose=verbose):
+        from raycnn.training.fit import fit  # torch takes seconds, which whoever is refused need not wait for
+
         pinned = read_index(storage, facts.index) if facts else _index(settings, show)
         return fit(settings, store, pinned, lease, show)
 
@@ -75,7 +77,7 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     from raycnn.searching.former import find_former
     from raycnn.searching.search import ended_result, settings_of
     from raycnn.searching.search import search as run
-    from raycnn.training.fit import hold
+    from raycnn.training.run import hold
 
     wanted = load_config(config)
     settings = settings_of(dated(wanted))

@@ -14,8 +14,9 @@ from raycnn.searching.crew import full_width
 from raycnn.searching.winner import Winner
 from raycnn.storage import Store
 from raycnn.training import checkpoint
-from raycnn.training.fit import fit, hold
+from raycnn.training.fit import fit
 from raycnn.training.groups import Show
+from raycnn.training.run import hold
 
 FOLDER = "search"
 NAME = "refit"

@@ -11,7 +11,7 @@ from raycnn.config import Config, identity
 from raycnn.storage import Store
 from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
-from raycnn.training.run import first_commit
+from raycnn.training.start import first_commit
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm")
 _START: Final = ("model.name", "model.weights", "model.weights_sha256", "data.image_size", "train.seed", "train.chunk")

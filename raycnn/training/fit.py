@@ -1,4 +1,4 @@
-"""A run from the driver's side: hold the lease, make the first commit, run the workers, say how it went."""
+"""A run from the driver's side: make the first commit, run the workers, say how it went."""
 
 from __future__ import annotations
 
@@ -13,32 +13,14 @@ from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
 from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import Store
-from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
+from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
-from raycnn.training.run import create_run, first_commit, read_state
+from raycnn.training.run import create_run, read_state
 from raycnn.training.shown import read_lines
+from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
-
-
-def hold(store: Store) -> Lease:
-    """The lease of the run in the folder `store`; a context manager.
-
-    Raises:
-        RunBusyError: another job has it.
-        CheckpointError: there are checkpoints and no lease.json that says which of them count.
-    """
-
-    def newest_step(record: LeaseRecord) -> int:
-        if not record.epoch and checkpoint.commits(store, None):
-            fix = "restore it, or start under a new run.name"
-            raise CheckpointError("lease.json, which checkpoints count by, is gone", where=store.uri, fix=fix)
-        return checkpoint.newest_step(store, record)
-
-    lease = acquire(store, newest_step)
-    store.sweep()
-    return lease
 
 
 def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:

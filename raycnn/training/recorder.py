@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 from raycnn.config import Config, identity_hash
@@ -23,7 +22,7 @@ from raycnn.training.metrics_log import encode_lines
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.shown import Shown
 from raycnn.training.state import TrainState
-from raycnn.version import __version__
+from raycnn.version import versions
 
 Files = dict[str, bytes]
 
@@ -115,8 +114,3 @@ class Recorder:
         except RaycnnError as error:
             return error
         return None
-
-
-def versions() -> dict[str, str]:
-    """Of raycnn, which may run from a folder without being installed, and of what decides its numbers."""
-    return {"raycnn": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}}

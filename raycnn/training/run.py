@@ -1,30 +1,23 @@
-"""A run's folder: run.json, which pins what the run is, and its first commit, the weights it starts from."""
+"""A run's folder: run.json, which pins what the run is, who may write to it, and its commits by name; without torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from raycnn.config import Config, fields, identity, identity_hash
-from raycnn.data.keyed import derive_seed
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
-from raycnn.models.weights import load_pretrained
-from raycnn.models.zoo import build
-from raycnn.storage import Store, open_store
+from raycnn.storage import Store
 from raycnn.storage.base import parse_json
-from raycnn.storage.lease import LeaseRecord, read_lease
+from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.metrics import metric_mode
-from raycnn.training.recorder import Run, versions
-from raycnn.training.serialize import encode_optimizer, encode_weights
-from raycnn.training.setup import facts_of
 from raycnn.training.state import TrainState
+from raycnn.version import versions
 
 FORMAT = 1
 
@@ -99,6 +92,25 @@ def check_kind(facts: RunFacts, kind: str, where: str) -> None:
         raise CheckpointError(f"this run was started by `raycnn {facts.kind}`", where=where, fix=fix)
 
 
+def hold(store: Store) -> Lease:
+    """The lease of the run in the folder `store`; a context manager.
+
+    Raises:
+        RunBusyError: another job has it.
+        CheckpointError: there are checkpoints and no lease.json that says which of them count.
+    """
+
+    def newest_step(record: LeaseRecord) -> int:
+        if not record.epoch and checkpoint.commits(store, None):
+            fix = "restore it, or start under a new run.name"
+            raise CheckpointError("lease.json, which checkpoints count by, is gone", where=store.uri, fix=fix)
+        return checkpoint.newest_step(store, record)
+
+    lease = acquire(store, newest_step)
+    store.sweep()
+    return lease
+
+
 def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str, ...], kind: str = "train") -> None:
     """Write run.json, once and for all but for its count of looks at the test split."""
     tree = {
@@ -135,51 +147,6 @@ def count_look(store: Store) -> int:
         except PreconditionFailed:
             continue
         return int(tree["test_looks"])
-
-
-def first_commit(
-    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None]
-) -> None:
-    """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
-
-    The order is: own checkpoint, then the weights that the config names (a file, another run, the zoo's), else scratch.
-    """
-    network = build(
-        config.model.name,
-        len(classes),
-        seed=derive_seed(config.train.seed, "init"),
-        image_size=config.data.image_size,
-    )
-    if config.model.weights == "none":
-        say(f"{network.name}: from scratch, seed {config.train.seed}")
-        norms = any(isinstance(module, _BatchNorm) for module in network.module.modules())
-        if norms and config.model.batchnorm == "frozen":
-            say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
-    else:
-        pin = config.model.weights_sha256
-        say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config)))
-    facts = facts_of(config, classes)
-    files = {
-        "weights.safetensors": encode_weights(network.module.state_dict()),
-        "optimizer.pt": encode_optimizer({}),
-    }
-    Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
-
-
-def _reader(config: Config) -> Callable[[str], bytes]:
-    def read(uri: str) -> bytes:
-        if uri.startswith("run:"):
-            return best_weights(open_store(config.run.storage).child(uri.removeprefix("run:")))
-        folder, _, name = uri.rpartition("/")
-        return open_store(folder or ".").get(name)
-
-    return read
-
-
-def best_weights(store: Store) -> bytes:
-    """The weights of a run's best checkpoint."""
-    _, commit = find_commit(store, "best")
-    return checkpoint.verified(store, commit, ["weights.safetensors"])["weights.safetensors"]
 
 
 def read_state(store: Store, commit: Commit) -> TrainState:

@@ -110,3 +110,7 @@ def test_the_command_line_and_the_config_load_nothing_heavy() -> None:
 
 def test_a_trials_actor_starts_without_torch() -> None:
     assert loads(TRIAL, {"torch", "boto3"}) == ""
+
+
+def test_who_finds_a_run_taken_needs_no_torch() -> None:
+    assert loads(["raycnn.training.run", "raycnn.data.manifest", "raycnn.cluster"], {"torch", "ray"}) == ""

@@ -31,8 +31,9 @@ from raycnn.training import checkpoint
 from raycnn.training.commit import Commit
 from raycnn.training.metrics_log import decode_lines
 from raycnn.training.recorder import Run
-from raycnn.training.run import create_run, first_commit
+from raycnn.training.run import create_run
 from raycnn.training.setup import facts_of
+from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
 
 CLASSES = ("cat", "dog")

@@ -11,7 +11,8 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import open_store
 from raycnn.storage.lease import begin_group
 from raycnn.training import checkpoint, fit
-from raycnn.training.run import create_run, first_commit
+from raycnn.training.run import create_run, hold
+from raycnn.training.start import first_commit
 from tests.faults.kit.operations import config_of
 from tests.faults.kit.scenarios import Seen
 from tests.support.images import encode, pixels
@@ -28,7 +29,7 @@ def test_all_of_them(lost: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.
     storage = open_store(config.run.storage)
     store = storage.child("run")
     index = build_index(config, storage, lambda done, total: None)
-    with fit.hold(store) as lease:
+    with hold(store) as lease:
         create_run(config, store, index.hash, index.classes)
         record = begin_group(store, lease.owner, lambda held: -1)
         first_commit(config, store, record, index.classes, lambda line: None)
@@ -39,7 +40,7 @@ def test_all_of_them(lost: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(fit, "run_groups", lambda *_: pytest.fail("it trains"))
     for _ in range(2):  # nor the second time
-        with pytest.raises(CheckpointError, match="gone") as caught, fit.hold(store) as lease:
+        with pytest.raises(CheckpointError, match="gone") as caught, hold(store) as lease:
             fit.fit(config, store, index, lease, lambda progress, lines: None)
         assert caught.value.code == 7
     seen.what = f"code 7: {caught.value.what}: {caught.value.fix}"

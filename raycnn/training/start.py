@@ -1,0 +1,65 @@
+"""The first commit of a run: the weights it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raycnn.config import Config
+from raycnn.data.keyed import derive_seed
+from raycnn.models.weights import load_pretrained
+from raycnn.models.zoo import build
+from raycnn.storage import Store, open_store
+from raycnn.storage.lease import LeaseRecord
+from raycnn.training import checkpoint
+from raycnn.training.recorder import Run
+from raycnn.training.run import find_commit
+from raycnn.training.serialize import encode_optimizer, encode_weights
+from raycnn.training.setup import facts_of
+from raycnn.training.state import TrainState
+
+
+def first_commit(
+    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None]
+) -> None:
+    """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
+
+    The order is: own checkpoint, then the weights that the config names (a file, another run, the zoo's), else scratch.
+    """
+    network = build(
+        config.model.name,
+        len(classes),
+        seed=derive_seed(config.train.seed, "init"),
+        image_size=config.data.image_size,
+    )
+    if config.model.weights == "none":
+        say(f"{network.name}: from scratch, seed {config.train.seed}")
+        norms = any(isinstance(module, _BatchNorm) for module in network.module.modules())
+        if norms and config.model.batchnorm == "frozen":
+            say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
+    else:
+        pin = config.model.weights_sha256
+        say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config)))
+    facts = facts_of(config, classes)
+    files = {
+        "weights.safetensors": encode_weights(network.module.state_dict()),
+        "optimizer.pt": encode_optimizer({}),
+    }
+    Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
+
+
+def _reader(config: Config) -> Callable[[str], bytes]:
+    def read(uri: str) -> bytes:
+        if uri.startswith("run:"):
+            return best_weights(open_store(config.run.storage).child(uri.removeprefix("run:")))
+        folder, _, name = uri.rpartition("/")
+        return open_store(folder or ".").get(name)
+
+    return read
+
+
+def best_weights(store: Store) -> bytes:
+    """The weights of a run's best checkpoint."""
+    _, commit = find_commit(store, "best")
+    return checkpoint.verified(store, commit, ["weights.safetensors"])["weights.safetensors"]
