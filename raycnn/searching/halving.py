@@ -44,8 +44,8 @@ class Halving(FIFOScheduler):
     Nobody is judged before those that were on their way to the same rung when it came: trials of a pack go in step, so
     which of them comes first says nothing. Those that start later are not waited for.
 
-    After a restart a trial whose last evaluation lies on a rung pauses there, also one that was going on already: the
-    records do not tell them apart. Rungs count as before, all that run on the way to one count as on their way.
+    After a restart rungs count as before. The records do not tell who waited at a rung and who had just gone on from
+    it: a trial whose last evaluation lies on one goes on if it is among the best and nobody is on the way there.
 
     The rungs are our own: Ray's AsyncHyperBandScheduler judges a trial on arrival, by those before it, so that it stops
     none of those that come in ascending order.
@@ -71,8 +71,7 @@ class Halving(FIFOScheduler):
         self.concurrent: int | None = None
         for record in history:
             self._replay(record, metric)
-        for name, rung in self._paused.items():
-            self._awaited[name] = self._on_their_way(rung)
+        self._settle()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, for Tune's snapshots: it is rebuilt from our own records."""
@@ -88,6 +87,7 @@ class Halving(FIFOScheduler):
         self._trials[name], self._groups[name] = trial, str(trial.config["depth"])
         if name in self._paused:
             trial.set_status(Trial.PAUSED)  # type: ignore[no-untyped-call]
+            trial.init_local_path()  # type: ignore[no-untyped-call]  # where Tune looks in the end, also if it never runs
             self._rest(name)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -141,6 +141,15 @@ class Halving(FIFOScheduler):
             self._groups[record.id] = record.depth
             if rung is not None:
                 self._paused[record.id] = rung
+
+    def _settle(self) -> None:
+        """After a restart: let those go on at once that need not wait; they are on their way to the next rung."""
+        for rung in sorted(set(self._paused.values()), key=lambda each: each.evaluations):
+            on_their_way, best = self._on_their_way(rung), self._best(rung)
+            for name in [name for name, at in self._paused.items() if at == rung]:
+                self._awaited[name] = on_their_way
+                if not on_their_way and name in best:
+                    del self._paused[name]
 
     def _count(self, name: str, group: str, evaluations: int, value: float) -> Rung | None:
         """Enter a value where the trial has not been; the rung it stands on now, if it has come to one."""
