@@ -58,7 +58,7 @@ class SearchConfig(Section):
     searcher: Literal["random", "tpe"] = "random"
     """How what is not a grid is drawn: at random, or by Optuna's TPE from the trials so far."""
     scheduler: Literal["none", "asha", "pbt"] = "none"
-    """none: every trial to its end; asha: stop losers early; pbt: losers copy winners and change."""
+    """none: every trial to its end; asha: pause early, the best go on; pbt: losers copy winners and change."""
     metric: Metric | None = None
     """Validation metric to compare trials by; default: train.metric."""
     mode: Literal["max", "min"] | None = None
@@ -66,9 +66,9 @@ class SearchConfig(Section):
     seed: int = 0
     """Seed of the draws; every trial trains with train.seed."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """asha: one in so many trials goes on from each rung."""
+    """asha: the best one in so many of the trials that come to a rung goes on from it, at least one."""
     grace: Annotated[int, Field(ge=1)] = 1
-    """asha, pbt: evaluations before a trial may be stopped or changed."""
+    """asha, pbt: evaluations before a trial may be paused, stopped or changed."""
     compare: Literal["depth", "seconds"] = "depth"
     """asha: compare trials of one unfreezing depth at equal epochs, or all of them at equal seconds."""
     concurrent: Annotated[int, Field(ge=1)] | None = None

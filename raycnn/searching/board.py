@@ -107,7 +107,16 @@ class Board:
         record = self.records[trial]
         if record.status == "running" and self.fatal is None:
             self._keep(replace(record, status="failed" if failed else "stopped", reason=reason))
-        self._load[self._pack_of.pop(trial)] -= self._stage.cost(record.values)
+        self.rest(trial)
+
+    def rest(self, trial: str) -> None:
+        """A trial gives its place in a pack up, for good or for now."""
+        if trial in self._pack_of:
+            self._load[self._pack_of.pop(trial)] -= self._stage.cost(self.records[trial].values)
+
+    def resume(self, trial: str) -> str:
+        """Find a place for one that has rested: its pack now, maybe another than before."""
+        return self._place(self.records[trial])
 
     def out_of_budget(self) -> None:
         """Nothing goes on: what runs counts as stopped."""
@@ -122,20 +131,23 @@ class Board:
 
     def _start(self, record: TrialRecord) -> dict[str, Any]:
         self._prepare(load_config(self._config, record.values))
-        # by number first: how much is left of a load is not known, and trials that go together end together
-        living = Counter(self._pack_of.values())
-        pack = min(self._load, key=lambda name: (living[name], self._load[name]))
-        self._load[pack] += self._stage.cost(record.values)
-        self._pack_of[record.id] = pack
         return {
             "id": record.id,
-            "pack": pack,
+            "pack": self._place(record),
             "values": record.values,
             "depth": record.depth,
             "spent_s": record.seconds,
             "metric": self._config.train.metric,
             "mode": self._mode,
         }
+
+    def _place(self, record: TrialRecord) -> str:
+        # by number first: how much is left of a load is not known, and trials that go together end together
+        living = Counter(self._pack_of.values())
+        pack = min(self._load, key=lambda name: (living[name], self._load[name]))
+        self._load[pack] += self._stage.cost(record.values)
+        self._pack_of[record.id] = pack
+        return pack
 
     def _keep(self, record: TrialRecord) -> None:
         self.records[record.id] = record

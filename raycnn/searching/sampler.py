@@ -95,6 +95,8 @@ class Sampler:
         }[record.status]
         if value is None and record.status != "running":
             state = TrialState.FAIL
+        if value is not None and record.status == "running" and self.search.scheduler == "asha":
+            state = TrialState.PRUNED  # most of these wait at a rung, for as long as there are new trials
         return create_trial(
             params={path: _to_scale(drawn[path], record.values[path]) for path in scales},
             distributions=scales,

@@ -20,6 +20,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from raycnn.config import Distribution, SearchConfig
 from raycnn.data.keyed import derive_seed
 from raycnn.errors import ConfigError
+from raycnn.searching.halving import Halving
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.space import options
 from raycnn.training.metrics import Mode
@@ -56,29 +57,43 @@ def build(
     history = [record for record in history if record.stage == "search"]
     if search.scheduler == "pbt":
         return Population(search, mode, history)
-    halving = Halving(search, mode, num_evaluations)
+    if search.compare == "depth":
+        return Halving(search, metric, mode, num_evaluations, history)
+    by_seconds = HalvingBySeconds(search, mode)
     for record in history:
-        halving.replay(record, metric)
-    return halving
+        by_seconds.replay(record, metric)
+    return by_seconds
 
 
-class Halving(FIFOScheduler):
-    """Asynchronous successive halving (Li et al., 2020) by Ray's AsyncHyperBandScheduler.
+class HalvingBySeconds(FIFOScheduler):
+    """Asynchronous successive halving by Ray's AsyncHyperBandScheduler, at equal seconds: stops losers on arrival.
 
-    compare: depth. Rungs at grace, grace x reduction, ... evaluations; each depth has rungs of its own.
+    All trials share rungs at the powers of `reduction` in seconds of their own cost, whatever their depth; a trial
+    counts on a rung with its first evaluation at or after it, from its evaluation number `grace` on. Fixed rungs need
+    no measured speed, which would differ after a restart; where an evaluation of a deep trial costs more than several
+    rungs, it is compared on the last of them alone. A finished trial counts on all later rungs with its last value:
+    more seconds would not change it, and a dearer trial has to beat what it gave for less.
 
-    compare: seconds. All trials share rungs at the powers of `reduction` in seconds of their own cost, whatever their
-    depth; a trial counts on a rung with its first evaluation at or after it, from its evaluation number `grace` on.
-    Fixed rungs need no measured speed, which would differ after a restart; where an evaluation of a deep trial costs
-    more than several rungs, it is compared on the last of them alone. A finished trial counts on all later rungs with
-    its last value: more seconds would not change it, and a dearer trial has to beat what it gave for less.
+    It does not pause and promote as `Halving` does, because a deep trial passes over the rungs of cheap ones, which
+    would wait there for trials that never come.
     """
 
-    def __init__(self, search: SearchConfig, mode: Mode, num_evaluations: int) -> None:
+    def __init__(self, search: SearchConfig, mode: Mode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._metric = _OBJECTIVE
-        self._search, self._mode, self._num_evaluations = search, mode, num_evaluations
-        self._rungs: dict[str, Any] = {}
+        self._search = search
+        self._seconds = _powers(search.reduction)
+        first: Any = self._seconds[0]  # Ray types seconds as whole numbers
+        last: Any = self._seconds[-1]
+        self._rungs: Any = AsyncHyperBandScheduler(
+            time_attr="seconds",
+            metric=_OBJECTIVE,
+            mode=mode,
+            grace_period=first,
+            max_t=last,
+            reduction_factor=search.reduction,
+            stop_last_trials=False,  # each rung judges a trial once; trials end by themselves
+        )
         self._stopped: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -99,56 +114,29 @@ class Halving(FIFOScheduler):
         result: dict[str, Any] = {}
         for number, evaluation in enumerate(record.evaluations, start=1):
             if (value := evaluation.metrics[metric]) is not None:
-                result = {
-                    "evaluation": number,
-                    "seconds": evaluation.seconds,
-                    "depth": record.depth,
-                    _OBJECTIVE: value,
-                }
+                result = {"evaluation": number, "seconds": evaluation.seconds, _OBJECTIVE: value}
                 self._see(record.id, result)
         if record.status == "finished" and result:
             self._finish(record.id, result)
 
     def _see(self, name: str, result: dict[str, Any]) -> str:
-        by_seconds = self._search.compare == "seconds"
-        if _OBJECTIVE not in result or (by_seconds and result["evaluation"] < self._search.grace):
+        if _OBJECTIVE not in result or result["evaluation"] < self._search.grace:
             return str(self.CONTINUE)
-        group = "all" if by_seconds else result["depth"]
-        if group not in self._rungs:
-            self._rungs[group] = self._new_rungs()
-        rungs = self._rungs[group]
-        trial = SimpleNamespace(trial_id=name)  # ours: it is the same after a restart
-        rungs.on_trial_add(None, trial)
-        return str(rungs.on_trial_result(None, trial, result))
+        trial: Any = SimpleNamespace(trial_id=name)  # ours: it is the same after a restart
+        self._rungs.on_trial_add(None, trial)
+        return str(self._rungs.on_trial_result(None, trial, result))
 
     def _finish(self, name: str, result: dict[str, Any]) -> None:
         self._see(name, result)
-        if _OBJECTIVE in result and self._search.compare == "seconds":
-            for seconds in self._all_seconds():
+        if _OBJECTIVE in result:
+            for seconds in self._seconds:
                 if seconds > result["seconds"]:
                     self._see(name, {**result, "seconds": seconds})
 
-    def _all_seconds(self) -> list[float]:
-        reduction = self._search.reduction
-        lowest, highest = (round(np.log(limit) / np.log(reduction)) for limit in (_SHORTEST_S, _LONGEST_S))
-        return [float(reduction) ** power for power in range(lowest, highest + 1)]
 
-    def _new_rungs(self) -> AsyncHyperBandScheduler:
-        time: str
-        first: Any  # Ray types seconds as whole numbers
-        last: Any
-        time, first, last = "evaluation", self._search.grace, self._num_evaluations
-        if self._search.compare == "seconds":
-            time, first, last = "seconds", self._all_seconds()[0], self._all_seconds()[-1]
-        return AsyncHyperBandScheduler(
-            time_attr=time,
-            metric=_OBJECTIVE,
-            mode=self._mode,
-            grace_period=first,
-            max_t=last,
-            reduction_factor=self._search.reduction,
-            stop_last_trials=False,  # each rung judges a trial once; trials end by themselves
-        )
+def _powers(reduction: int) -> list[float]:
+    lowest, highest = (round(np.log(limit) / np.log(reduction)) for limit in (_SHORTEST_S, _LONGEST_S))
+    return [float(reduction) ** power for power in range(lowest, highest + 1)]
 
 
 class Population(PopulationBasedTraining):

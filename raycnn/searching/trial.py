@@ -52,7 +52,11 @@ class Trial(tune.Trainable):
             return self._result({"error": encode_error(error.cause)})
 
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
-        """A pointer to where this trial stands, without any file: its commits lie in the run's folder."""
+        """A pointer to where this trial stands, without any file: its commits lie in the run's folder.
+
+        Schedulers save what they pause: its pack must not wait for it, nor take it along.
+        """
+        self._leave()
         place = tune.Checkpoint(f"/{self._settings['id']}:{self._step}")
         return _TrainingResult(checkpoint=place, metrics=dict(self._last_result or {}))
 

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from raycnn.scratch import scratch
 from raycnn.searching.board import Board
+from raycnn.searching.halving import Halving
 from raycnn.searching.trial import Trial
 from raycnn.training.metrics import Mode
 
@@ -50,11 +51,13 @@ def run_stage(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if isinstance(scheduler, Halving):
+        scheduler.places = board
     with scratch() as folder:
         tuner = tune.Tuner(
             tune.with_resources(Trial, {"CPU": TRIAL_CPUS}),
             tune_config=tune.TuneConfig(
-                search_alg=Suggestions(board, mode), scheduler=scheduler, num_samples=-1,
+                search_alg=Suggestions(board, mode, scheduler), scheduler=scheduler, num_samples=-1,
                 max_concurrent_trials=concurrent, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -77,12 +80,20 @@ class _Unsaved:
 class Suggestions(_Unsaved, Searcher):
     """The board's next trial."""
 
-    def __init__(self, board: Board, mode: Mode) -> None:
+    def __init__(self, board: Board, mode: Mode, scheduler: TrialScheduler) -> None:
         super().__init__(metric="objective", mode=mode)
-        self._board = board
+        self._board, self._halving = board, scheduler if isinstance(scheduler, Halving) else None
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Whether places are counted here: Tune would give none to a new trial while others wait at a rung."""
+        if self._halving is not None:
+            self._halving.concurrent = max_concurrent
+        return self._halving is not None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Its config, or that there are no more."""
+        """Its config, None while there is no place for it, or that there are no more."""
+        if self._halving is not None and not self._halving.has_room():
+            return None
         return self._board.next() or Searcher.FINISHED  # type: ignore[return-value]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -100,6 +111,8 @@ class Notes(_Unsaved, Callback):
     ) -> None:
         """One evaluation."""
         self._board.reported(trial.config["id"], trial.config["values"], result["outcome"])
+        # should it be paused, it goes on with the seconds that it has cost
+        trial.config["spent_s"] = self._board.records[trial.config["id"]].seconds
         self._news()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -161,6 +161,25 @@ def test_losers_are_stopped_early_and_a_trial_that_diverges_fails_alone(digits, 
 
 
 @pytest.mark.slow
+def test_a_trial_that_waits_at_a_rung_ends_with_the_bits_of_one_alone(digits, tmp_path):
+    changes = {
+        "search.space": {"optim.lr": {"grid": [0.01, 1e-6]}},
+        "search.scheduler": "asha",
+        "search.concurrent": 1,
+        "model.name": "reference/lenet",
+    }
+    config = settings(digits, tmp_path, **changes)
+    found = raycnn.search(config)
+    assert [(each["status"], each["evaluations"]) for each in found["trials"]] == [("finished", 2), ("stopped", 1)]
+    raycnn.train(raycnn.load_config(config, {"run.name": "alone", "optim.lr": 0.01}))
+    root = open_store(str(tmp_path))
+    assert final_hashes(root.child("search/search/trials/0000")) == final_hashes(root.child("alone"))
+    assert read_lease(root.child("search/search/trials/0000")).epoch == 2, "it left its pack and came back"
+    first, second = records.read_all(root.child("search"))[0].evaluations
+    assert second.seconds > 1.3 * first.seconds, "what it had cost counts on"
+
+
+@pytest.mark.slow
 def test_a_population_copies_winners_and_changes_them(digits, tmp_path):
     changes = {
         "search.space": {"optim.lr": {"loguniform": [1e-5, 3e-2]}},

@@ -232,3 +232,17 @@ def test_when_the_budget_ends_what_runs_counts_as_stopped(store: LocalStore) -> 
         ("0000", "stopped"), ("0001", "finished"), ("confirm-0000", "running")
     ]  # fmt: skip
     assert kept(store, "0000").reason == "the budget of the search ended"
+
+
+def test_a_trial_that_rests_takes_no_place_and_may_resume_in_another_pack(store: LocalStore) -> None:
+    made = board(store, stage(6), packs="pq")
+    packs = {config["id"]: config["pack"] for config in (made.next() for _ in range(4)) if config}
+    assert packs == {"0000": "p", "0001": "q", "0002": "q", "0003": "p"}
+    made.rest("0000")
+    made.rest("0003")
+    assert (made.next() or {})["pack"] == (made.next() or {})["pack"] == "p"
+    made.rest("0002")
+    assert made.resume("0000") == "q"
+    made.rest("0003")
+    made.ended("0003", "stopped while it rested")
+    assert kept(store, "0003").status == "stopped"

@@ -182,6 +182,17 @@ def test_tpe_leaves_out_what_is_no_trial_of_this_search() -> None:
     assert ask(14, [*history, replace(best, id="0012")]) != ask(14, history)
 
 
+def test_tpe_learns_from_trials_that_wait_at_a_rung_of_asha() -> None:
+    history = search(12, TPE_SPACE, searcher="tpe")
+    waiting, worse = (
+        [record(number, each.values, sign * score(each.values), "running") for number, each in enumerate(history)]
+        for sign in (1, -1)
+    )
+    for scheduler, learns in (("asha", True), ("none", False)):
+        ask = sampler(TPE_SPACE, searcher="tpe", scheduler=scheduler).values
+        assert (ask(12, waiting) != ask(12, worse)) is learns
+
+
 def test_tpe_draws_trials_that_start_together_apart() -> None:
     assert len({sampler(TPE_SPACE, searcher="tpe").values(n, [])["optim.lr"] for n in range(6)}) == 6
 
