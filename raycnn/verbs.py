@@ -182,10 +182,10 @@ def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
 
 def _index(config: Config, show: Show) -> Any:
     from raycnn.data.index import build_index
+    from raycnn.memory import release_freed_memory
     from raycnn.storage import open_store
 
-    return build_index(
-        config,
-        open_store(config.run.storage),
-        lambda done, total: show({"indexed": done, "objects": total}, []),
-    )
+    storage = open_store(config.run.storage)
+    index = build_index(config, storage, lambda done, total: show({"indexed": done, "objects": total}, []))
+    release_freed_memory()  # what it took is a multiple of what it leaves
+    return index

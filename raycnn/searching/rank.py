@@ -12,6 +12,7 @@ import torch
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, read_index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
+from raycnn.memory import release_freed_memory
 from raycnn.searching.records import FOLDER
 from raycnn.searching.reuse import ReusingFeed
 from raycnn.searching.shared import share_key
@@ -21,7 +22,7 @@ from raycnn.storage.lease import LeaseRecord, adopt
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
 from raycnn.training.clock import Clock
-from raycnn.training.device import prepare, release_freed_memory
+from raycnn.training.device import prepare
 from raycnn.training.loop import train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks

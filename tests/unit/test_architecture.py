@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (
-    {"errors", "secrecy", "config", "version", "scratch"},
+    {"errors", "secrecy", "config", "version", "scratch", "memory"},
     {"storage", "dashboard", "cluster"},
     {"data"},
     {"models"},
