@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -15,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from raycnn import verbs
 from raycnn.config import fields, load_config
-from raycnn.errors import ConfigError, Preempted, RaycnnError, printable
+from raycnn.errors import ConfigError, Preempted, RaycnnError, StorageError, printable
 from raycnn.progress import Progress, quiet_logs
 from raycnn.secrecy import masked
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         progress.close()
         if "--verbose" in arguments:
             print(masked(traceback.format_exc()), file=sys.stderr)
-        code = _tell(RaycnnError(f"unexpected {type(error).__name__}: {error}", fix="--verbose shows where"), as_json)
+        code = _tell(_unforeseen(error), as_json)
     except KeyboardInterrupt:
         progress.close()
         code = Preempted.code
@@ -69,6 +71,13 @@ def _tell(error: RaycnnError, as_json: bool) -> int:
         print(json.dumps({"error": error.as_json()}))
     print(f"error: {error}", file=sys.stderr)
     return error.code
+
+
+def _unforeseen(error: Exception) -> RaycnnError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = str(error.filename or tempfile.gettempdir())
+        return StorageError("no space left on the disk", where=where, fix="free some, or let TMPDIR name a larger disk")
+    return RaycnnError(f"unexpected {type(error).__name__}: {error}", fix="--verbose shows where")
 
 
 def run(arguments: Sequence[str], progress: Progress) -> Any:

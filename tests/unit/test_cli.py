@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -80,3 +81,14 @@ def test_a_refusal_loads_nothing_heavy(config):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_full_temporary_disk_ends_with_code_5_and_its_path(config, monkeypatch, capsys):
+    def fill(settings, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/part")
+
+    monkeypatch.setattr(verbs, "predict", fill)
+    code, out, _ = exit_of(["predict", config, "--json"], capsys)
+    assert code == 5
+    assert json.loads(out)["error"]["what"] == "no space left on the disk"
+    assert json.loads(out)["error"]["where"] == "/tmp/part"
