@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.faults.kit.scenarios import SCENARIOS, Seen, Table
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when some test's module first imports it
 
 _TABLE = pytest.StashKey[Table]()
 

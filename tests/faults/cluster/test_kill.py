@@ -45,20 +45,19 @@ def test_kill_at_many_steps(
 
 
 @pytest.mark.scenario("worker hangs")
-def test_stopped_ranks(bench: Bench, undisturbed: Undisturbed, promises: Promises, seen: Seen) -> None:
+def test_a_stopped_rank(bench: Bench, undisturbed: Undisturbed, promises: Promises, seen: Seen) -> None:
     config = bench.config("stopped", 2)
-    bench.faults_of(config).order("stop", 7, 1)
-    bench.faults_of(config).order("stop", 12, 0)
+    bench.faults_of(config).order("stop", 7, 0)
     raycnn.train(config)
     history = promises(config)
-    assert len(history.faults) == 2
+    assert len(history.faults) == 1
     assert max(checker.recoveries(history)) < checker.RECOVERY_S
     assert checker.other_bits(final_hashes(bench.store(config)), undisturbed(2)) == []
     stopped = [
         process for process in psutil.process_iter(["status"]) if process.info["status"] == psutil.STATUS_STOPPED
     ]
     assert not [process for process in stopped if "RayTrainWorker" in " ".join(process.cmdline())]
-    seen.what = "rank 1, then rank 0 stopped while the other waits in a collective: same bits"
+    seen.what = "rank 0 stopped while the other waits in a collective: same bits"
 
 
 @pytest.mark.scenario("same step kills it again and again")
