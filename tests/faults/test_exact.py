@@ -33,7 +33,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(root: Path, name: str, workers: int, *, exact: bool = True, **changes: Any) -> Config:
+def config(root: Path, name: str, workers: int) -> Config:
     """Depth in phases, BatchNorm, dropout, augmentation, warmup, clipping and early evaluation are all in it."""
     tree = {
         "run": {"name": name, "storage": str(root / "runs")},
@@ -47,11 +47,11 @@ def config(root: Path, name: str, workers: int, *, exact: bool = True, **changes
         "optim": {"lr": 0.002, "warmup_epochs": 0.5, "clip_norm": 1.0},
         "loss": {"label_smoothing": 0.1, "class_weights": "balanced"},
         "train": {
-            "epochs": 2, "global_batch": 32, "chunk": 16, "workers": workers, "exact": exact,
+            "epochs": 2, "global_batch": 32, "chunk": 16, "workers": workers, "exact": True,
             "checkpoint_every": 4, "log_every": 3, "eval_every": 0.6,
         },
     }  # fmt: skip
-    return raycnn.load_config(tree, changes)
+    return raycnn.load_config(tree)
 
 
 def hashes(root: Path, name: str) -> dict[str, Any]:
@@ -65,10 +65,9 @@ def one(local_ray: None, digits: Path) -> dict[str, Any]:
     return hashes(digits, "one")
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_more_workers_end_with_the_same_bits(workers: int, one: dict[str, Any], digits: Path, seen: Any) -> None:
-    raycnn.train(config(digits, f"world-{workers}", workers))
-    assert hashes(digits, f"world-{workers}") == one
+def test_two_workers_end_with_the_same_bits(one: dict[str, Any], digits: Path, seen: Any) -> None:
+    raycnn.train(config(digits, "two", 2))
+    assert hashes(digits, "two") == one
     seen.what = "exact: equal sha256 of weights, optimizer, state, metrics"
 
 
@@ -88,12 +87,3 @@ def test_a_run_that_changes_its_size_twice_ends_with_the_same_bits(
     assert stops == [4, 9]
     assert hashes(digits, "changing") == one
     seen.what = "exact: 2 -> 1 -> 4 workers, equal sha256"
-
-
-def test_without_it_the_number_of_workers_shows_in_the_bits(one: dict[str, Any], digits: Path, seen: Any) -> None:
-    for workers in (1, 2):
-        raycnn.train(config(digits, f"plain-{workers}", workers, exact=False))
-    left, right = (hashes(digits, f"plain-{workers}") for workers in (1, 2))
-    assert left["step"] == right["step"] == one["step"]
-    assert left["weights.safetensors"] != right["weights.safetensors"]
-    seen.what = "not exact: other bits, as they may be"
