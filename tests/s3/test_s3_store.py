@@ -229,7 +229,7 @@ def test_a_failed_upload_leaves_no_parts(store: S3Store, tmp_path: Path, monkeyp
     parts = iter(["good", "bad"])
     monkeypatch.setattr(s3, "_sha256", lambda data: sha256(data if next(parts) == "good" else b"other"))
     with pytest.raises(StorageError):
-        S3Store(store.bucket, store.prefix, deadline_s=0.5).put_file("large", path)
+        S3Store(store.bucket, store.prefix, deadline_s=3).put_file("large", path)
     assert next(parts, None) is None
     assert "Uploads" not in client().list_multipart_uploads(Bucket=store.bucket)
     with pytest.raises(ObjectNotFound):
