@@ -32,9 +32,9 @@ def settings(source: Path, folder: Path) -> Config:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Config:
-    """A run that is pinned to ten classes of digits."""
+    """A run that is pinned to ten classes of digits: so few images that no Ray is needed."""
     (tmp_path / "digits").mkdir()
-    config = settings(write_digits(tmp_path / "digits", each=9), tmp_path)
+    config = settings(write_digits(tmp_path / "digits", each=6), tmp_path)
     pin(config)
     return config
 
@@ -72,7 +72,7 @@ def test_a_class_is_added(begun: Config) -> None:
 @CHANGED
 def test_a_label_of_a_manifest_is_renamed_and_its_rows_reordered(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
-    digits = write_digits(tmp_path / "digits", each=9)
+    digits = write_digits(tmp_path / "digits", each=6)
     rows = [{"key": f"digits/{path.relative_to(digits)}", "label": path.parent.name} for path in digits.rglob("*.png")]
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.Table.from_pylist(rows), manifest)
