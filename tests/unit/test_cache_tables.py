@@ -25,12 +25,6 @@ from tests.support.caches import (
     values_of,
 )
 
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "node", 10**6)
-
-
 # Rows
 
 

@@ -23,11 +23,6 @@ from tests.support.caches import (
 )
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "node", 10**6)
-
-
 def nodes(tmp_path: Path, count: int) -> list[Cache]:
     return [Cache(tmp_path / f"node{number}", 10**6, LocalStore(tmp_path / "store")) for number in range(count)]
 
