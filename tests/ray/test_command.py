@@ -80,7 +80,7 @@ def start(config):
 
 
 def finish(job, code=0):
-    out, err = job.communicate(timeout=200)
+    out, err = job.communicate(timeout=400)
     assert job.returncode == code, err
     assert out.count("\n") == 1
     return json.loads(out), err

@@ -13,6 +13,7 @@ import raycnn
 from raycnn.errors import CheckpointError, DivergedError
 from raycnn.storage import open_store
 from raycnn.training.serialize import decode_weights
+from raycnn.training.start import best_weights
 from tests.support.runs import final_hashes, metrics
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -147,7 +148,7 @@ def test_a_run_can_start_from_another_runs_best_weights(run, digits, storage):
     child = settings(digits, storage, "child", **{"train.epochs": 1, "model.weights": "run:run", "train.keep": 9})
     raycnn.train(child, show=lambda progress, lines: said.extend(lines))
     assert any("run:run" in line for line in said)
-    parent = decode_weights(raycnn.training.run.best_weights(open_store(f"{storage}/run")))
+    parent = decode_weights(best_weights(open_store(f"{storage}/run")))
     first = commit_weights(open_store(f"{storage}/child"), 0)
     assert all(parent[name].equal(first[name]) for name in parent if not name.startswith("head"))
     assert json.loads(open_store(f"{storage}/child").get("run.json"))["parent"] == "run"
