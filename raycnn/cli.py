@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from raycnn import verbs
 from raycnn.config import fields, load_config
-from raycnn.errors import ConfigError, Preempted, RaycnnError, StorageError, printable
+from raycnn.errors import ConfigError, Preempted, RaycnnError, StorageError, disk_full, printable
 from raycnn.progress import Progress, quiet_logs
 from raycnn.secrecy import masked
 
@@ -74,7 +73,7 @@ def _tell(error: RaycnnError, as_json: bool) -> int:
 
 
 def _unforeseen(error: Exception) -> RaycnnError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and disk_full(error):
         where = str(error.filename or tempfile.gettempdir())
         return StorageError("no space left on the disk", where=where, fix="free some, or let TMPDIR name a larger disk")
     return RaycnnError(f"unexpected {type(error).__name__}: {error}", fix="--verbose shows where")

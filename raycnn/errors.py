@@ -16,6 +16,7 @@ RaycnnError
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any
 
@@ -52,6 +53,11 @@ class RaycnnError(Exception):
 def printable(text: str) -> str:
     """The text with control characters written out: a key or a label could steer a terminal, or turn a line around."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether it says that there is no space left, or no quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _rebuild(kind: type[RaycnnError], what: str, where: str, fix: str) -> RaycnnError:

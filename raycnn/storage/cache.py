@@ -15,7 +15,6 @@ A row is there if its mark fits, so what a crash, a full disk or a damaged file 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
@@ -31,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from raycnn.errors import RaycnnError
+from raycnn.errors import RaycnnError, disk_full
 from raycnn.storage.base import Store
 from raycnn.storage.overflow import fetch, push
 from raycnn.storage.table import Table, as_bytes, row_bytes_of
@@ -195,7 +194,7 @@ def _grow(folder: Path, keys: Collection[bytes], row_bytes: int) -> None:
     except OSError as error:
         if is_new:
             shutil.rmtree(where, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_full(error):
             raise _FullError("no space left on the disk") from None
         raise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError
+from raycnn.errors import ObjectNotFound, PreconditionFailed, StorageError, disk_full
 from raycnn.storage.base import Entry, check_key
 from raycnn.storage.temporary import HIDDEN, claim, sweep, sync, tag, tag_of, temporary
 
@@ -211,7 +210,7 @@ def _failure(error: OSError, path: Path, size: int | None) -> StorageError:
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) and size is None:
         return ObjectNotFound("no such file", where=str(path), fix="check the path")
     where = str(path) if size is None else f"{path}, {size} bytes"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_full(error):
         return StorageError(
             "no space left on the disk", where=where, fix="free some space or choose another run.storage"
         )
