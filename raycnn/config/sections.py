@@ -88,11 +88,15 @@ class AugmentConfig(Section):
         return self
 
 
+Depth = Annotated[int, Field(ge=0)] | Literal["all"] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
+"""What trains beside the head: a number of stages counted from it, `all`, or from the module of this path on."""
+
+
 class Phase(Section):
     """Some epochs at one unfreezing depth."""
 
-    depth: Annotated[int, Field(ge=0)] | Literal["all"]
-    """Number of stages, counted from the head, that train beside it."""
+    depth: Depth
+    """What trains beside the head, as in model.unfreeze."""
     epochs: Annotated[float, Field(gt=0)]
     """Length of the phase; the last phase goes on to the end of the run."""
 
@@ -106,10 +110,16 @@ class ModelConfig(Section):
     """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Refuse a weight file with another digest."""
-    unfreeze: Annotated[int, Field(ge=0)] | Literal["all"] | tuple[Phase, ...] = "all"
-    """Stages that train beside the head: a number, `all`, or a list of phases {depth, epochs}."""
+    unfreeze: Depth | tuple[Phase, ...] = "all"
+    """What trains beside the head: a number of stages, `all`, from a module of this path on (finer than stages, e.g.
+    blocks.6), or a list of phases {depth, epochs}."""
     batchnorm: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of the BatchNorm layers that train: frozen at the pretrained ones, per rank, or over all ranks."""
+
+    @property
+    def unfreeze_text(self) -> str:
+        """A text that tells one unfreeze from another."""
+        return str(self.model_dump(mode="json")["unfreeze"])
 
     @model_validator(mode="after")
     def _some_phase(self) -> ModelConfig:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import chain, groupby, pairwise
-from typing import Literal
 
 from torch import nn
 
+from raycnn.config import Depth
 from raycnn.errors import ConfigError
 from raycnn.models.tracing import Cut, Trace, Untraceable, trace
 from raycnn.models.zoo import Network, preprocessing
 
 _log = logging.getLogger(__name__)
-
-Depth = int | Literal["all"]
-"""Stages, counted from the head, that train beside it."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +58,39 @@ class Stages:
     _network: Network
     _trace: Trace | None
     _ends: tuple[Cut, ...]
+    _starts: Mapping[str, Cut | None]
 
     @property
     def num_stages(self) -> int:
         """Number of stages beside the head: the deepest depth, the same as `all`."""
         return len(self.stages)
 
-    def number(self, depth: Depth) -> int:
-        """The depth as a number of stages; `all` is num_stages.
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules from which on the network can train, in execution order."""
+        return tuple(self._starts)
+
+    def canonical(self, depth: Depth) -> Depth:
+        """The depth under its one name: a number where a stage starts there, else the outermost module's path.
 
         Raises:
-            ConfigError: more stages than there are, or a number for a network that cannot be cut.
+            ConfigError: the network has no such depth.
         """
-        name = self._network.name
-        if depth == "all":
+        cut = self._cut(depth)
+        if cut is None:
             return self.num_stages
-        if not self.cuttable and depth != self.num_stages:
-            raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
-        if not 0 <= depth <= self.num_stages:
-            fix = f"use 0 to {self.num_stages}, or all"
-            raise ConfigError(f"{name} has {self.num_stages} stages", where=f"model.unfreeze {depth}", fix=fix)
-        return depth
+        if cut in self._ends:
+            return self.num_stages - 1 - self._ends.index(cut)
+        return next(name for name, start in self._starts.items() if start == cut)
+
+    def deepest_first(self, depths: Iterable[Depth]) -> list[Depth]:
+        """The depths in order; what trains at one trains at all before it."""
+
+        def start(depth: Depth) -> int:
+            cut = self._cut(depth)
+            return -1 if cut is None else cut.index
+
+        return sorted(depths, key=start)
 
     def split(self, depth: Depth) -> Split:
         """The network in two, where the suffix is the head and the last `depth` stages."""
@@ -94,7 +104,7 @@ class Stages:
     def between(self, deep: Depth, shallow: Depth) -> nn.Module | None:
         """What lies before the suffix of `shallow`, from the start of the suffix of `deep` on; None: nothing."""
         start, end = self._cut(deep), self._cut(shallow)
-        if self._trace is None or end is None or start is end:
+        if self._trace is None or end is None or start == end:
             return None
         return self._trace.part(start, end)
 
@@ -110,8 +120,25 @@ class Stages:
 
     def _cut(self, depth: Depth) -> Cut | None:
         """Where the suffix of `depth` starts; None: at the images."""
-        number = self.number(depth)
-        return None if number == self.num_stages else self._ends[self.num_stages - number - 1]
+        name = self._network.name
+        if depth in ("all", self.num_stages):
+            return None
+        if not self.cuttable:
+            raise ConfigError(f"{name} cannot be cut into stages", where="model.unfreeze", fix="use all")
+        if isinstance(depth, str):
+            return self._start(depth)
+        if not 0 <= depth < self.num_stages:
+            fix = f"use 0 to {self.num_stages}, or all"
+            raise ConfigError(f"{name} has {self.num_stages} stages", where=f"model.unfreeze {depth}", fix=fix)
+        return self._ends[self.num_stages - depth - 1]
+
+    def _start(self, module: str) -> Cut | None:
+        if module not in self._starts:
+            near = get_close_matches(module, self._starts, n=3) or [*self._starts][-3:]
+            fix = f"use 0 to {self.num_stages}, all, or a module like {', '.join(near)}"
+            where = f"model.unfreeze {module}"
+            raise ConfigError(f"{self._network.name} cannot be cut before {module}", where=where, fix=fix)
+        return self._starts[module]
 
 
 def find(network: Network) -> Stages:
@@ -132,12 +159,12 @@ def find(network: Network) -> Stages:
         names = [name for name, _ in module.named_parameters()]
         head = [name for name in names if name.startswith(network.classifier + ".")]
         body = _stage(module, set(names) - set(head))
-        return Stages((body,), _stage(module, set(head)), False, network, None, ())
+        return Stages((body,), _stage(module, set(head)), False, network, None, (), {})
     starts = [0, *(end.index + 1 for end in ends)]
     *stages, head_stage = (
         _stage(module, _names(traced, start, stop)) for start, stop in pairwise([*starts, len(traced.nodes)])
     )
-    return Stages(tuple(stages), head_stage, True, network, traced, ends)
+    return Stages(tuple(stages), head_stage, True, network, traced, ends, _starts(traced, head_cut, ends))
 
 
 def _head_cut(traced: Trace, head: str) -> Cut:
@@ -178,6 +205,31 @@ def _ends(traced: Trace, head_cut: Cut) -> tuple[Cut, ...]:
             continue
         start = cut.index + 1
     return tuple(ends)
+
+
+def _starts(traced: Trace, head_cut: Cut, ends: tuple[Cut, ...]) -> dict[str, Cut | None]:
+    """The cut right before each module that has one, the head's aside; None where the module is the first."""
+    starts: dict[str, Cut | None] = {}
+    seen: set[str] = set()
+    before = -1  # the last node with parameters or buffers
+    for index, names in enumerate(traced.states[: head_cut.index + 1]):
+        if not names:
+            continue
+        cuts = [cut for cut in traced.cuts if before <= cut.index < index]
+        best = max(cuts, key=lambda cut: (cut in ends, -cut.num_blocks, cut.index), default=None)
+        for module in chain.from_iterable(map(_ancestors, sorted(names))):
+            whole = all(name.startswith(module + ".") for name in names)
+            if module not in seen and whole and (best is not None or before < 0):
+                starts[module] = None if before < 0 else best
+        seen.update(chain.from_iterable(map(_ancestors, names)))
+        before = index
+    return starts
+
+
+def _ancestors(name: str) -> list[str]:
+    """The modules that a parameter lies in, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:size]) for size in range(1, len(parts))]
 
 
 def _names(traced: Trace, start: int, stop: int) -> set[str]:

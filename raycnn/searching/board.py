@@ -75,7 +75,7 @@ class Board:
             if trial in self.records:
                 continue
             values = self._stage.values(number, list(self.records.values()))
-            depth = str(load_config(self._config, values).model_dump(mode="json")["model"]["unfreeze"])
+            depth = load_config(self._config, values).model.unfreeze_text
             record = TrialRecord(trial, values, depth, stage=self._stage.name)
             self._keep(record)
             return self._start(record)

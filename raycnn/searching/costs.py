@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from raycnn.config import Depth
+
 Choice = Literal["share", "activations", "pixels"]
 CHOICES: Final[tuple[Choice, ...]] = ("share", "activations", "pixels")
 
@@ -41,19 +43,24 @@ class Costs:
         read_s: seconds to fetch, decode and crop an image on one core.
         pixel_bytes: of a cropped image.
         cuts: by depth.
+        depths: the deepest depth of each `model.unfreeze`, by its text.
         rss_bytes: memory of the process that measured, after a step at every depth.
     """
 
     read_s: float
     pixel_bytes: int
-    cuts: Mapping[int, CutCost]
+    cuts: Mapping[Depth, CutCost]
+    depths: Mapping[str, Depth]
     rss_bytes: int
 
 
 def merged(found: Sequence[Costs]) -> Costs:
-    """What several packs measured of different depths, side by side as they will work."""
+    """What several packs measured of different depths, side by side as they will work; shallow depths first."""
     cuts = {depth: cut for costs in found for depth, cut in costs.cuts.items()}
-    return replace(found[0], cuts=cuts, rss_bytes=max(costs.rss_bytes for costs in found))
+    depths = {text: depth for costs in found for text, depth in costs.depths.items()}
+    shallow_first = sorted(cuts, key=lambda depth: cuts[depth].trial_bytes)
+    cuts = {depth: cuts[depth] for depth in shallow_first}
+    return replace(found[0], cuts=cuts, depths=depths, rss_bytes=max(costs.rss_bytes for costs in found))
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Uses:
     views: int
 
 
-def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[int, Choice]:
+def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[Depth, Choice]:
     """What to keep for each depth: the plan that costs least over all uses, of those that fit into `limit_bytes`.
 
     Sharing computes read + prefix at each use; activations are computed once, put once, and taken at each use; of
@@ -83,7 +90,7 @@ def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[int,
         wanted: search.reuse; anything but "auto" is taken if it fits.
     """
     seconds = {depth: _seconds(costs, cut, uses.per_view) for depth, cut in costs.cuts.items()}
-    plans: dict[str, dict[int, Choice]] = {name: dict.fromkeys(seconds, name) for name in CHOICES}
+    plans: dict[str, dict[Depth, Choice]] = {name: dict.fromkeys(seconds, name) for name in CHOICES}
     plans["auto"] = {
         depth: "activations" if by["activations"] <= by["pixels"] else "pixels" for depth, by in seconds.items()
     }
@@ -94,12 +101,12 @@ def choose(costs: Costs, uses: Uses, limit_bytes: int, wanted: str) -> dict[int,
     return min(fitting, key=lambda plan: sum(seconds[depth][name] for depth, name in plan.items()))
 
 
-def kept_bytes(costs: Costs, chosen: Mapping[int, Choice], views: int) -> int:
+def kept_bytes(costs: Costs, chosen: Mapping[Depth, Choice], views: int) -> int:
     """Bytes in the cache when all views are kept."""
     return sum(_kept_bytes(costs, chosen)) * views
 
 
-def describe(costs: Costs, chosen: Mapping[int, Choice]) -> list[dict[str, Any]]:
+def describe(costs: Costs, chosen: Mapping[Depth, Choice]) -> list[dict[str, Any]]:
     """{depth, choice, bytes_per_image, seconds_per_image} by depth; the seconds are those of computing it."""
     return [
         {
@@ -108,7 +115,7 @@ def describe(costs: Costs, chosen: Mapping[int, Choice]) -> list[dict[str, Any]]
             "bytes_per_image": costs.pixel_bytes if chosen[depth] == "pixels" else cut.bytes,
             "seconds_per_image": costs.read_s + cut.prefix_s,
         }
-        for depth, cut in sorted(costs.cuts.items())
+        for depth, cut in costs.cuts.items()
     ]
 
 
@@ -122,7 +129,7 @@ def _seconds(costs: Costs, cut: CutCost, uses: float) -> dict[Choice, float]:
     }
 
 
-def _kept_bytes(costs: Costs, chosen: Mapping[int, Choice]) -> list[int]:
+def _kept_bytes(costs: Costs, chosen: Mapping[Depth, Choice]) -> list[int]:
     kept = [costs.cuts[depth].bytes for depth, choice in chosen.items() if choice == "activations"]
     kept += [costs.pixel_bytes] if "pixels" in chosen.values() else []
     return [size + _MARKS for size in kept]

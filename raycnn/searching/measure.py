@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycnn.config import Config
+from raycnn.config import Config, Depth
+from raycnn.data.keyed import derive_seed
 from raycnn.searching.costs import Costs, CutCost
 from raycnn.searching.kept import to_rows
 from raycnn.storage.cache import Cache
@@ -35,10 +36,11 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
     images_NHWC, _ = task.reader.read(task.table, rows, np.zeros_like(rows))
     read_s = _seconds(lambda: task.reader.read(task.table, rows, np.zeros_like(rows)))
     images = to_device(images_NHWC, body.device)
-    cuts: dict[int, CutCost] = {}
+    cuts: dict[Depth, CutCost] = {}
+    depths: dict[str, Depth] = {}
     for config in configs:
         learner = body.copied_learner(config, ranks, None)
-        base = learner.base
+        base = depths[config.model.unfreeze_text] = learner.base
         if base in cuts:
             continue
         tap = body.prefix.taps(images, [base])[base]
@@ -63,11 +65,13 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
             trial_bytes=4 * state,
         )
     body.prefix.rows.clear()
-    return Costs(read_s / len(rows), images_NHWC[0].nbytes, cuts, _memory(body.device))
+    return Costs(read_s / len(rows), images_NHWC[0].nbytes, cuts, depths, _memory(body.device))
 
 
-def _cache_seconds(cache: Cache, rows: Any, depth: int) -> tuple[float, float]:
-    keys = np.frombuffer(np.random.default_rng(depth).bytes(32 * len(rows)), np.uint8).reshape(-1, 32)
+def _cache_seconds(cache: Cache, rows: Any, depth: Depth) -> tuple[float, float]:
+    keys = np.frombuffer(np.random.default_rng(derive_seed(0, str(depth))).bytes(32 * len(rows)), np.uint8).reshape(
+        -1, 32
+    )
     table = cache.table("measure", keys, rows.shape[1:], rows.dtype)
     if table is None:  # nothing can be kept
         return float("inf"), float("inf")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raycnn.config import Depth
 from raycnn.data.dataset import Batch, Order, ScanOrder, TrainOrder, batches_per_block, stream
 from raycnn.data.reader import ImageReader
 from raycnn.searching.costs import Choice
@@ -36,7 +37,7 @@ class Reuse:
 
     cache: Cache
     start: str
-    choices: Mapping[int, Choice]
+    choices: Mapping[Depth, Choice]
     turn: int = 0
     turns: int = 1
 
@@ -45,7 +46,7 @@ class Reuse:
 class KeptBatch(Batch):
     """A batch from the cache, with the inputs of the suffixes by depth; it has images where pixels are kept."""
 
-    taps: dict[int, Tensor] = field(default_factory=dict)
+    taps: dict[Depth, Tensor] = field(default_factory=dict)
 
 
 class ReusingFeed(Feed):
@@ -58,11 +59,11 @@ class ReusingFeed(Feed):
 
     def __init__(
         self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int,
-        identity: Mapping[int, str], reuse: Reuse,
+        identity: Mapping[Depth, str], reuse: Reuse,
     ) -> None:  # fmt: skip
         super().__init__(task, prefix, device, ranks, total)
         self._identity, self._reuse = identity, reuse
-        self._dtypes: dict[int, torch.dtype] = {}
+        self._dtypes: dict[Depth, torch.dtype] = {}
         blanks = self._blanks()
         self._train = self._tables(blanks, task.reader, train=True) if blanks else None
         self._val = self._tables(blanks, task.scanner, train=False) if blanks else None
@@ -99,7 +100,7 @@ class ReusingFeed(Feed):
             assert batch is not None, "what was intact a moment ago has been written over"
             yield batch
 
-    def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:
+    def inputs(self, batch: Batch, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """What the batch brought along; the rest through the prefix."""
         taps = batch.taps if isinstance(batch, KeptBatch) else {}
         missing = [depth for depth in depths if depth not in taps]
@@ -163,13 +164,13 @@ class ReusingFeed(Feed):
             return None
         batch, values = found
         images = values.pop(PIXELS, batch.images_NHWC)
-        taps = {int(name): from_rows(rows, self._dtypes[int(name)]).to(self.device) for name, rows in values.items()}
+        taps = {depth: from_rows(values[str(depth)], dtype).to(self.device) for depth, dtype in self._dtypes.items()}
         return KeptBatch(images, batch.rows, batch.failures, taps)
 
     def _turns(self, segment: str) -> Iterator[int]:
         """The parts of a segment: first those that no other pack computes, then those that one did, or left undone."""
         cache, turns = self._reuse.cache, self._reuse.turns
-        identity = hashlib.sha256(repr((sorted(self._identity.items()), segment, self._rank)).encode()).hexdigest()
+        identity = hashlib.sha256(repr((sorted(self._identity.values()), segment, self._rank)).encode()).hexdigest()
         late = []
         for number in range(turns):
             turn = (self._reuse.turn + number) % turns

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from raycnn.config import Config, load_config
+from raycnn.config import Config, Depth, load_config
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
 from raycnn.searching.costs import Choice, Costs
@@ -52,7 +52,7 @@ class PackJob:
 class Keeping:
     """What the packs keep in the cache of their nodes: a choice for each depth; parts, and whose turn is first."""
 
-    choices: dict[int, Choice]
+    choices: dict[Depth, Choice]
     turn: int
     turns: int
 
@@ -86,7 +86,7 @@ class Shares:
         self._cache = Cache(Path(search.cache or tempfile.gettempdir()), search.cache_bytes, overflow)
         self._keeping = Keeping({}, 0, 1)
         self._shared: dict[str, Shared] = {}
-        self._rows: Counter[int] = Counter()
+        self._rows: Counter[Depth] = Counter()
         self._seconds: Counter[str] = Counter()
 
     def __getitem__(self, key: str) -> Shared:

@@ -35,7 +35,6 @@ from raycnn.training.due import evaluation_due
 from raycnn.training.fit import asked_to_leave, require_classes
 from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
-from raycnn.training.phases import deepest
 from raycnn.training.run import create_run
 from raycnn.training.worker import MAX_ATTEMPTS
 
@@ -127,7 +126,7 @@ class Trials:
             self.crew = take_turns(self.crew, config)
         self.crew = fit_memory(self.crew, self.costs, resources()["memory"])
         ray.get([pack.keep.remote(Keeping(self.choices, n % on_node, on_node)) for n, pack in enumerate(packs)])
-        told = ", ".join(f"{choice} at depth {depth}" for depth, choice in sorted(self.choices.items()))
+        told = ", ".join(f"{choice} at depth {depth}" for depth, choice in self.choices.items())
         self.show({}, [f"of the frozen prefix: {told}"])
 
     def _confirm(self, packs: dict[str, Any], known: list[TrialRecord]) -> list[TrialRecord]:
@@ -185,8 +184,7 @@ class Trials:
         return cut.suffix_s + cut.take_s
 
     def _cut(self, values: dict[str, Any]) -> CutCost:
-        base = deepest(load_config(self.config, values).model.unfreeze)
-        return self.costs.cuts[max(self.costs.cuts) if base == "all" else base]
+        return self.costs.cuts[self.costs.depths[load_config(self.config, values).model.unfreeze_text]]
 
     def _start_weights(self, config: Config) -> None:
         write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raycnn.config import Depth
 from raycnn.data.dataset import Batch, ScanOrder, TrainOrder, batches_per_block, stream
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
@@ -85,7 +86,7 @@ class Feed:
         self._next = step + 1 if step + 1 < self._stop else None
         return batch
 
-    def inputs(self, batch: Batch, depths: Collection[int]) -> dict[int, Tensor]:
+    def inputs(self, batch: Batch, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """The input of the suffix at each of the depths, one row per place of the batch."""
         return self.prefix.taps(to_device(batch.images_NHWC, self.device), depths)
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raycnn.config import Config
+from raycnn.config import Config, Depth
 from raycnn.data.keyed import derive_seed
 from raycnn.errors import CheckpointError
 from raycnn.models.batchnorm import set_mode
-from raycnn.models.stages import Depth, Split, Stages
+from raycnn.models.stages import Split, Stages
 from raycnn.models.weights import load_state
 from raycnn.training.device import autocast, choose_precision, in_chunks
 from raycnn.training.exact import add_ranks, shards, tree_sum
@@ -58,7 +58,7 @@ class Learner:
         class_weights_K: Tensor | None,
     ) -> None:
         self.module, self.stages, self.config, self.device, self.ranks = module, stages, config, device, ranks
-        self.base = stages.number(deepest(config.model.unfreeze))
+        self.base = deepest(config.model.unfreeze, stages)
         self._whole = stages.suffix(self.base)
         self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
         self.precision = choose_precision(config.train.precision, device)

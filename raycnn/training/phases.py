@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from raycnn.config import Phase
+from raycnn.config import Depth, Phase
 from raycnn.data.plan import Plan
-from raycnn.models.stages import Depth
+from raycnn.models.stages import Stages
 
 Unfreeze = Depth | tuple[Phase, ...]
 
@@ -21,9 +21,7 @@ def depth_at(step: int, unfreeze: Unfreeze, plan: Plan) -> Depth:
     return unfreeze[-1].depth
 
 
-def deepest(unfreeze: Unfreeze) -> Depth:
-    """The depth whose stages hold every parameter that ever trains."""
-    if not isinstance(unfreeze, tuple):
-        return unfreeze
-    depths = [phase.depth for phase in unfreeze]
-    return "all" if "all" in depths else max(depth for depth in depths if depth != "all")
+def deepest(unfreeze: Unfreeze, stages: Stages) -> Depth:
+    """The depth whose stages hold every parameter that ever trains, under its one name in this network."""
+    depths = [phase.depth for phase in unfreeze] if isinstance(unfreeze, tuple) else [unfreeze]
+    return stages.canonical(stages.deepest_first(depths)[0])

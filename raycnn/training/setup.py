@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raycnn.config import Config
+from raycnn.config import Config, Depth
 from raycnn.data.dataset import batches_per_block
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
@@ -57,7 +57,7 @@ class Body:
         self._facts, self._precision = facts, precision
         self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision)
 
-    def identity(self, depth: int) -> str:
+    def identity(self, depth: Depth) -> str:
         """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
 
         The weights before the cut, the network, the shape of a pass, precision, device and torch's version.
@@ -77,7 +77,7 @@ class Body:
 
     def copied_learner(self, config: Config, ranks: Ranks, class_weights_K: Tensor | None) -> Learner:
         """Trains a copy of the suffix that the config unfreezes; what comes before stays shared."""
-        network, stages = self.stages.copy(deepest(config.model.unfreeze))
+        network, stages = self.stages.copy(deepest(config.model.unfreeze, self.stages))
         return Learner(network.module, stages, config, self.device, ranks, class_weights_K)
 
 

@@ -22,7 +22,8 @@ from raycnn.training.serialize import encode_weights
 from tests.bench.command import timed
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-DEPTHS = (2, 1, 0)
+DEPTHS = (1, "blocks.6", 0)
+"""From blocks.5 on, which is where the last stage starts, from blocks.6 on, and the head alone."""
 DOWNLOADS = Path(tempfile.gettempdir()) / "raycnn-bench-downloads"
 
 

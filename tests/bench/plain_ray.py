@@ -34,8 +34,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     config, loss_of = case.config, nn.CrossEntropyLoss(label_smoothing=case.config.loss.label_smoothing)
     network = case.network()
     stages = find(network)
-    unfrozen = (*stages.stages[stages.num_stages - settings["depth"] :], stages.head)
-    names = {name for stage in unfrozen for name in stage.parameter_names}
+    names = {name for name, _ in stages.suffix(settings["depth"]).named_parameters()}
     for name, parameter in network.module.named_parameters():
         parameter.requires_grad = name in names
     model = ray.train.torch.prepare_model(network.module)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raycnn.cluster import available_cpus
+from raycnn.config import Depth
 from raycnn.searching import records
 from raycnn.storage import open_store
 from tests.bench.case import DEPTHS, LEARNING_RATES, prepare_case, tree_of
@@ -22,7 +23,7 @@ from tests.bench.pictures import write_tree
 PART = (3e-4,)
 """The learning rates of the sides that take long, unless all are asked for."""
 
-Losses = dict[tuple[float, int], float]
+Losses = dict[tuple[float, Depth], float]
 
 
 @dataclass(frozen=True)

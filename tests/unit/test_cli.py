@@ -37,7 +37,7 @@ def exit_of(arguments, capsys):
         (["--optim.lr", "-1"], "optim.lr"),
         (["--optim.speed", "1"], "command line"),
         (["--train.workers", "3"], "train"),
-        (["--model.unfreeze", "most"], "model.unfreeze"),
+        (["--model.unfreeze", "blocks..6"], "model.unfreeze"),
     ],
 )
 def test_a_refused_field_ends_with_one_line_its_path_and_code_2(config, arguments, where, capsys):

@@ -67,7 +67,8 @@ def test_unknown_fields_are_refused_by_path(path: str, where: str) -> None:
         ("model.name", "timm/../resnet50"),
         ("model.weights_sha256", "A" * 64),
         ("model.unfreeze", -1),
-        ("model.unfreeze", "some"),
+        ("model.unfreeze", "blocks."),
+        ("model.unfreeze", "2.5"),
         ("model.batchnorm", "thawed"),
         ("optim.name", "lion"),
         ("optim.lr", 0),
@@ -151,9 +152,10 @@ def test_several_errors_are_counted() -> None:
         load_config(smallest(), {"optim.lr": -1, "train.epochs": -1})
 
 
-def test_unfreeze_is_a_number_all_or_phases() -> None:
+def test_unfreeze_is_a_number_all_a_module_or_phases() -> None:
     assert load(model__unfreeze=2).model.unfreeze == 2
     assert load(model__unfreeze="all").model.unfreeze == "all"
+    assert load(model__unfreeze="blocks.6").model.unfreeze == "blocks.6"
     phases = load(model__unfreeze=[{"depth": 0, "epochs": 1}, {"depth": "all", "epochs": 2.5}]).model.unfreeze
     assert phases == (Phase(depth=0, epochs=1), Phase(depth="all", epochs=2.5))
 
@@ -163,7 +165,7 @@ def test_unfreeze_is_a_number_all_or_phases() -> None:
     [
         {"depth": 0, "epochs": 0},
         {"depth": -1, "epochs": 1},
-        {"depth": "deep", "epochs": 1},
+        {"depth": "very deep", "epochs": 1},
         {"depth": 0},
         {"depth": 0, "epochs": 1, "lr": 1},
         7,

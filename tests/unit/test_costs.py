@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raycnn.searching.costs import Costs, CutCost, Uses, choose, describe, kept_bytes, merged
 
 CUT = CutCost(prefix_s=2.0, suffix_s=1.0, bytes=4, keep_s=0.4, take_s=0.2, trial_bytes=100)
-COSTS = Costs(read_s=1.0, pixel_bytes=10, cuts={0: CUT}, rss_bytes=1000)
+COSTS = Costs(read_s=1.0, pixel_bytes=10, cuts={0: CUT}, depths={"0": 0}, rss_bytes=1000)
 PLENTY = 10**9
 
 
@@ -85,8 +85,7 @@ def test_pixels_are_kept_once_for_all_depths() -> None:
 
 
 def test_description_by_depth() -> None:
-    costs = replace(TWO, cuts=dict(reversed(TWO.cuts.items())))
-    assert describe(costs, {0: "activations", 2: "pixels"}) == [
+    assert describe(TWO, {0: "activations", 2: "pixels"}) == [
         {"depth": 0, "choice": "activations", "bytes_per_image": 4, "seconds_per_image": 3.0},
         {"depth": 2, "choice": "pixels", "bytes_per_image": 10, "seconds_per_image": 2.0},
     ]
@@ -129,6 +128,10 @@ def test_it_always_fits_and_never_costs_more_than_sharing(
 
 
 def test_what_several_packs_measured_is_one_account() -> None:
-    cut = CutCost(prefix_s=1, suffix_s=2, bytes=3, keep_s=4, take_s=5, trial_bytes=6)
-    found = merged([Costs(0.5, 7, {0: cut, 2: cut}, 100), Costs(0.6, 7, {1: cut}, 200)])
-    assert found == Costs(0.5, 7, {0: cut, 1: cut, 2: cut}, 200)
+    small, middle, large = (CutCost(1, 2, 3, 4, 5, trial_bytes) for trial_bytes in (6, 7, 8))
+    first = Costs(0.5, 7, {2: large, 0: small}, {"2": 2, "0": 0}, 100)
+    second = Costs(0.6, 7, {"blocks.6": middle}, {"blocks.6.conv": "blocks.6"}, 200)
+    found = merged([first, second])
+    assert list(found.cuts.items()) == [(0, small), ("blocks.6", middle), (2, large)]
+    assert found.depths == {"0": 0, "2": 2, "blocks.6.conv": "blocks.6"}
+    assert (found.read_s, found.pixel_bytes, found.rss_bytes) == (0.5, 7, 200)

@@ -75,7 +75,7 @@ def test_packs_that_do_not_fit_are_refused_with_the_numbers(
 
 CREW = Crew(packs=2, ranks=1, concurrent=16, cpus=CpuDivision(2.0, 0.5, 0.5, False))
 SMALL, LARGE = (CutCost(1.0, 1.0, 1, 1.0, 1.0, trial_bytes) for trial_bytes in (10**8, 3 * 10**8))
-COSTS = Costs(1.0, 1, {0: SMALL, 2: LARGE}, rss_bytes=10**9)
+COSTS = Costs(1.0, 1, {0: SMALL, 2: LARGE}, {"0": 0, "2": 2}, rss_bytes=10**9)
 
 
 # a pack has half of the memory, 1 GB of it is taken, and the largest trial needs 0.3 GB

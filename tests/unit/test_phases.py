@@ -2,6 +2,8 @@ import pytest
 
 from raycnn.config import Phase
 from raycnn.data.plan import Plan
+from raycnn.models.stages import find
+from raycnn.models.zoo import build
 from raycnn.training.due import due, evaluation_due
 from raycnn.training.phases import deepest, depth_at
 
@@ -16,12 +18,15 @@ def test_depth_follows_from_the_step_alone():
 @pytest.mark.parametrize("depth", [0, 3, "all"])
 def test_one_depth_is_the_depth_of_every_step(depth):
     assert {depth_at(step, depth, PLAN) for step in (0, 7, 1000)} == {depth}
-    assert deepest(depth) == depth
 
 
-def test_deepest_phase():
-    assert deepest(PHASES) == "all"
-    assert deepest(PHASES[:2]) == 2
+def test_the_deepest_phase_by_its_one_name():
+    stages = find(build("timm/test_efficientnet", 5, seed=0))
+    named = Phase(depth="conv_head", epochs=1)
+    assert deepest(1, stages) == 1
+    assert deepest("all", stages) == deepest(PHASES, stages) == stages.num_stages
+    assert deepest(PHASES[:2], stages) == deepest((*PHASES[:2], named), stages) == 2
+    assert deepest((PHASES[0], named), stages) == "conv_head"
 
 
 def test_evaluations_come_with_the_step_that_completes_an_epoch_and_at_the_end():

@@ -70,7 +70,7 @@ def test_prefix_then_suffix_is_the_network(found: tuple[Network, Stages], traini
     size = 64 if network.name == "torchvision/alexnet" else 32
     images = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
     whole = seeded(network.module.train(training), images)
-    for depth in (*range(stages.num_stages + 1), "all"):
+    for depth in (*range(stages.num_stages + 1), "all", *stages.modules[::5]):
         split = stages.split(depth)
         for part in filter(None, (split.prefix, split.suffix)):
             part.train(training)
@@ -90,6 +90,46 @@ def test_the_parts_share_the_networks_tensors_under_its_names(found: tuple[Netwo
         trained = stages.stages[stages.num_stages - depth :]
         names = {name for stage in (*trained, stages.head) for name in stage.parameter_names}
         assert {name for name, _ in split.suffix.named_parameters()} == names
+
+
+def test_from_a_module_on_all_of_it_and_what_comes_later_trains(found: tuple[Network, Stages]) -> None:
+    network, stages = found
+    names = [name for name, _ in network.module.named_parameters()]
+    assert {stage.name.partition("..")[0] for stage in stages.stages} <= set(stages.modules)
+    assert len(stages.modules) >= stages.num_stages
+    before: set[str] = set(names)
+    for module in stages.modules:
+        trained = {name for name, _ in stages.suffix(module).named_parameters()}
+        assert {name for name in names if name.startswith(module + ".")} <= trained <= before, module
+        before = trained
+
+
+def test_finer_depths_have_one_name_and_an_order() -> None:
+    stages = find(build("timm/tf_efficientnet_lite0", 5, seed=0))
+    suffix = {name.partition(".")[0] for name, _ in stages.suffix("blocks.6").named_parameters()}
+    assert suffix == {"blocks", "conv_head", "bn2", "classifier"}
+    trained = [name for name, _ in stages.suffix("blocks.6").named_parameters() if name.startswith("blocks.")]
+    assert {name.split(".")[1] for name in trained} == {"6"}
+    assert [stages.canonical(name) for name in ("blocks.6", "blocks.6.0", "blocks.6.0.conv_pw")] == ["blocks.6"] * 3
+    assert stages.canonical("blocks.5") == 1  # where a stage starts
+    assert stages.canonical("conv_stem") == 5
+    assert stages.deepest_first([0, "blocks.6", "all", 1, "blocks.4"]) == ["all", "blocks.4", 1, "blocks.6", 0]
+
+
+@pytest.mark.parametrize(
+    ("module", "near"),
+    [
+        ("blocks.7", "blocks.6"),
+        ("blocks.5.1.conv_dw", "blocks.5.1"),  # beside it the skip is alive
+        ("classifier", "0 to 5"),
+        ("some", "bn2"),
+    ],
+)
+def test_a_module_without_a_cut_before_it_is_refused(module: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be cut before {module}") as caught:
+        find(build("timm/tf_efficientnet_lite0", 5, seed=0)).split(module)
+    assert caught.value.where == f"model.unfreeze {module}"
+    assert near in caught.value.fix
 
 
 @pytest.fixture(scope="module", params=["reference/lenet", "timm/test_efficientnet"])
@@ -115,7 +155,7 @@ def test_what_lies_between_two_suffixes_joins_them(small: tuple[Network, Stages]
 def test_a_copy_owns_its_suffix_and_shares_what_lies_before(small: tuple[Network, Stages]) -> None:
     network, stages = small
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
-    for depth in (0, 1, "all"):
+    for depth in (0, 1, "all", stages.modules[-1]):
         copied, own = stages.copy(depth)
         mine = own.suffix(depth).state_dict(keep_vars=True)
         state = copied.module.state_dict(keep_vars=True)
@@ -144,10 +184,10 @@ def test_a_copy_of_a_copy_computes_what_the_first_does(small: tuple[Network, Sta
 
 def test_depths_as_numbers() -> None:
     stages = find(build("reference/lenet", 5, seed=0))
-    assert [stages.number(depth) for depth in (0, 1, 2, 3, "all")] == [0, 1, 2, 3, 3]
+    assert [stages.canonical(depth) for depth in (0, 1, 2, 3, "all")] == [0, 1, 2, 3, 3]
     for depth in (-1, 4):
         with pytest.raises(ConfigError, match="has 3 stages") as caught:
-            stages.number(depth)
+            stages.canonical(depth)
         assert "0 to 3" in caught.value.fix
 
 
@@ -331,7 +371,7 @@ def test_a_network_that_cannot_be_cut_is_named_and_trains_at_all(odd: Any, caplo
     assert stages.head.parameter_names == ("fc.weight", "fc.bias")
     assert stages.num_stages == 1
     assert stages.split("all") == Split(None, module)
-    assert stages.number("all") == 1
+    assert stages.canonical("all") == 1
     copied, own_stages = stages.copy("all")
     assert own_stages.suffix("all") is copied.module
     assert all(a is not b for a, b in zip(copied.module.parameters(), module.parameters(), strict=True))

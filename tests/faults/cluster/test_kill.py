@@ -26,7 +26,7 @@ Promises = Callable[[Config], History]
 @pytest.mark.scenario("worker kill -9")
 @pytest.mark.parametrize(
     ("world", "points"),
-    [(1, (0, EVERY, -1)), (2, (1, EVERY + 1, -1)), (4, (EVERY - 1, -1))],
+    [(1, (0, EVERY, -1)), (2, (1, EVERY + 1, -1)), (4, (EVERY - 1,))],
     ids=["1 rank", "2 ranks", "4 ranks"],
 )
 def test_kill_at_many_steps(
