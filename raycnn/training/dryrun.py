@@ -28,9 +28,10 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     """Needs an initialised Ray, for its resources; trains nothing and writes nothing.
 
     Returns:
-        {config, rows, stages: [{name, parameters}], trainable_parameters, steps, cpus: {total, per_rank, task},
-        estimates: {seconds, bytes_read, peak_memory_bytes}}. seconds come from a step of one rank's batch timed here,
-        so they hold for machines like this one; peak memory is that of one rank.
+        {config, rows, stages: [{name, parameters}], modules: [path], trainable_parameters, steps,
+        cpus: {total, per_rank, task}, estimates: {seconds, bytes_read, peak_memory_bytes}}. modules are those that
+        model.unfreeze may name. seconds come from a step of one rank's batch timed here, so they hold for machines
+        like this one; peak memory is that of one rank.
 
     Raises:
         ConfigError: a depth that the network does not have, workers that do not fit.
@@ -46,6 +47,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "rows": {split: len(table) for split, table in rows.items()},
         "stages": [{"name": stage.name, "parameters": stage.parameters} for stage in learner.stages.stages],
+        "modules": list(learner.stages.modules),
         "trainable_parameters": sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
         "steps": total,
         "cpus": asdict(division(config.train.workers)),

@@ -70,12 +70,13 @@ def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
 
 
 def test_a_pack_over_two_ranks_changes_no_bit(digits, tmp_path):
-    changes = {"train.workers": 2, "search.space": {"model.unfreeze": {"grid": [0, 2]}}, "search.reuse": "activations"}
+    changes = {"train.workers": 2, "search.space": {"model.unfreeze": {"grid": ["conv_head", 2]}}}
+    changes["search.reuse"] = "activations"
     config = settings(digits, tmp_path, "wide", **changes)
     found = raycnn.search(config)
     assert [each["status"] for each in found["trials"]] == ["finished", "finished"]
     root = open_store(str(tmp_path))
-    for number, depth in enumerate((0, 2)):
+    for number, depth in enumerate(("conv_head", 2)):
         raycnn.train(raycnn.load_config(config, {"run.name": f"alone-{depth}", "model.unfreeze": depth}))
         assert final_hashes(root.child(f"wide/search/trials/{number:04d}")) == final_hashes(
             root.child(f"alone-{depth}")
