@@ -16,6 +16,7 @@ from tests.faults.kit.scenarios import Seen
 from tests.support.digits import write_digits
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all of these, one after the other: they share a cluster, and the last one counts recoveries."""
     for item in items:
