@@ -38,10 +38,9 @@ faults: install
 slow: install
 	$(PYTEST) tests --ignore=tests/faults -m slow
 
-# Every fault, less than half an hour; ends with a table of them. What a cluster goes through mostly waits for processes
-# to start and leases to end; the other tests run beside it.
+# Every fault, half an hour; ends with a table of them.
 test-faults: install
-	$(PYTEST) tests/faults --numprocesses=2 --dist=loadgroup
+	$(PYTEST) tests/faults
 
 zoo: install
 	$(PYTEST) tests/zoo

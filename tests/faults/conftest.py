@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import pytest
 
@@ -12,27 +11,11 @@ from tests.faults.kit.scenarios import SCENARIOS, Seen, Table
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when some test's module first imports it
 
-_PROPERTY = "scenario"
-
-
-class _Collector:
-    """Gathers the rows out of the tests' reports, which come from other processes where tests run side by side."""
-
-    def __init__(self) -> None:
-        self._table = Table()
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "teardown":
-            rows = [value for name, value in report.user_properties if name == _PROPERTY]
-            self._table.rows += [Seen(**row) for row in rows if isinstance(row, dict)]
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for line in ["", *self._table.lines()] if self._table.rows else []:
-            terminalreporter.write_line(line)
+_TABLE = pytest.StashKey[Table]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(_Collector())
+    config.stash[_TABLE] = Table()
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +29,9 @@ def seen(request: pytest.FixtureRequest) -> Iterator[Seen | None]:
     assert scenario in SCENARIOS, f"no such scenario: {scenario}"
     case = request.node.name.removeprefix("test_").replace("_", " ")
     row = Seen(scenario, case)
+    request.config.stash[_TABLE].rows.append(row)
     yield row
     row.passed = getattr(request.node, "passed", False)
-    request.node.user_properties.append((_PROPERTY, asdict(row)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,3 +40,11 @@ def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def
     if report.when == "call":
         item.passed = report.passed  # type: ignore[attr-defined]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash[_TABLE]
+    if table.rows:
+        terminalreporter.write_line("")
+        for line in table.lines():
+            terminalreporter.write_line(line)

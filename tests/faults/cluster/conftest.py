@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,6 @@ from tests.faults.kit.history import History
 from tests.faults.kit.jobs import EVERY, Bench, Undisturbed, plan_of
 from tests.faults.kit.scenarios import Seen
 from tests.support.digits import write_digits
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all of these, one after the other: they share a cluster, and the last one counts recoveries."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture(scope="session")
