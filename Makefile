@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults zoo demo bench format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults nemesis zoo demo bench format clean
 
 install: .venv/.installed
 
@@ -41,6 +41,10 @@ slow: install
 # Every fault, half an hour; ends with a table of them.
 test-faults: install
 	$(PYTEST) tests/faults
+
+# Faults by chance, 20 seeds of them; 40 minutes.
+nemesis: install
+	$(BIN)/python -m tests.faults.kit.nemesis --seeds 20
 
 zoo: install
 	$(PYTEST) tests/zoo
