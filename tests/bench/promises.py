@@ -121,10 +121,8 @@ def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks
     weights = sum(tensor.nbytes for tensor in body.module.state_dict().values())
     found: dict[str, Any] = {"with": [], "without": [], "held": [], "weights": weights}
 
-    def with_all() -> None:
-        train([member], kept, ranks, bad_rows, None, clock, member.state.step + every)
-        error = member.recorder.close()
-        assert error is None, error
+    def with_all(steps: int = every) -> None:
+        train([member], kept, ranks, bad_rows, None, clock, member.state.step + steps)
 
     def without() -> None:
         for step in range(every):
@@ -138,6 +136,7 @@ def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
 
+    with_all(every // 2)  # so that the commits, and what they do behind the loop, fall into the middle of a round
     sides = [("with", with_all), ("without", without)]
     for number in range(ROUNDS):
         for name, side in reversed(sides) if number % 2 else sides:
@@ -146,6 +145,8 @@ def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks
             found[name].append(every * config.train.global_batch / taken)
             if name == "with":
                 found["held"].append(clock.seconds["checkpoint"] - held)
+    error = member.recorder.close()
+    assert error is None, error
     if lease:
         lease.release()
     return found
