@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults nemesis zoo demo bench format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench format clean
 
 install: .venv/.installed
 
@@ -36,11 +36,15 @@ faults: install
 	$(PYTEST) tests/faults -m 'not slow'
 
 slow: install
-	$(PYTEST) tests --ignore=tests/faults -m slow
+	$(PYTEST) tests --ignore=tests/faults --ignore=tests/load -m slow
 
 # Every fault, half an hour; ends with a table of them.
 test-faults: install
 	$(PYTEST) tests/faults
+
+# 100,000 objects, 200 checkpoints, 8 jobs at once.
+load: install
+	$(PYTEST) tests/load
 
 # Faults by chance, 20 seeds of them; 40 minutes.
 nemesis: install

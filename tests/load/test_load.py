@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from raycnn.config import Config, load_config
 from raycnn.storage import Store, open_store
 from raycnn.storage.base import Entry
@@ -26,8 +24,6 @@ from raycnn.training.shown import read_lines
 from raycnn.training.state import TrainState
 from tests.bench import command
 from tests.bench.pictures import write_tree
-
-pytestmark = pytest.mark.slow
 
 CHECKPOINTS = 200
 LINES = 50
