@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
 
 
-def score(config: Config, store: Store, commit: Commit, index: Index) -> tuple[Logits, Labels, list[str | None]]:
+def score(
+    config: Config, store: Store, commit: Commit, index: Index, scorers: Sequence[Any] = ()
+) -> tuple[Logits, Labels, list[str | None]]:
     """(logits_NK, labels_N, groups_N) of a checkpoint on the readable rows of `evaluate.split`, in their order.
 
     Args:
@@ -59,6 +62,7 @@ def score(config: Config, store: Store, commit: Commit, index: Index) -> tuple[L
         store: the folder that holds the commit.
         commit: the checkpoint.
         index: with the columns INDEX_COLUMNS.
+        scorers: see `infer`.
 
     Raises:
         DataError: no rows, or more of them unreadable than data.bad_image_budget.
@@ -66,7 +70,7 @@ def score(config: Config, store: Store, commit: Commit, index: Index) -> tuple[L
     table = index.rows(config.evaluate.split)
     if not len(table):
         raise DataError("the split has no rows", where=f"evaluate.split: {config.evaluate.split}", fix="choose another")
-    found = list(infer(config, store, commit, index.source, table))
+    found = list(infer(config, store, commit, index.source, table, scorers=scorers))
     reasons = np.concatenate([scored.reasons for scored in found])
     good = reasons == ""
     if (~good).mean() > config.data.bad_image_budget:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from raycnn.training.checkpoint import Commit
 from raycnn.training.device import prepare
 from raycnn.training.run import read_state
 from raycnn.training.state import TrainState
+
+Block = dict[str, npt.NDArray[Any]]
+_PENDING: Final = 2  # blocks sent to an actor at a time: one to score, one to wait
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ def read_classifier(store: Store, commit: Commit, precision: str, device: torch.
 
 
 def infer(
-    config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0
-) -> Iterator[Scored]:
+    config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0,
+    scorers: Sequence[Any] = (),
+) -> Iterator[Scored]:  # fmt: skip
     """Scores of every row of `table` by a checkpoint, in order; the bits do not depend on the number of workers.
 
     Args:
@@ -55,29 +60,50 @@ def infer(
         source: uri that the table's keys are relative to.
         table: with the columns COLUMNS.
         start: rows to leave out, as many as were got before.
+        scorers: actors that are there, with the method `Pack.score`; without any, new ones.
     """
-    import ray
-
     if start == len(table):
         return
     facts = read_state(store, commit).network
-    workers = config.train.workers
-    cpus = division(workers)
+    cpus = division(config.train.workers)
     reader = ImageReader.of(config.data, source, facts.preprocessing)
     order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
     first = start // (order.chunks_per_block * order.chunk)
     dataset = blocks(reader, table, order, task_cpus=cpus.task, first=first, last=order.num_blocks)
+    if scorers:
+        scored = _sent_to(scorers, dataset, store, commit, config)
+    else:
+        scored = _by_new_actors(dataset, order.num_blocks - first, store, commit, config)
+    for got in scored:
+        real = (got["row"] != PADDING) & (got["row"] >= start)
+        yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
+
+
+def _by_new_actors(dataset: Any, num_blocks: int, store: Store, commit: Commit, config: Config) -> Iterator[Block]:
+    import ray
+
+    cpus = division(config.train.workers)
     dataset = dataset.map_batches(
         Scorer,
         fn_constructor_args=(store, commit, config),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, order.num_blocks - first)),
+        compute=ray.data.ActorPoolStrategy(size=min(config.train.workers, num_blocks)),
         num_cpus=cpus.per_rank,
         num_gpus=1 if cpus.gpus else 0,
     )
-    for got in batches_of(dataset, batch_size=None):
-        real = (got["row"] != PADDING) & (got["row"] >= start)
-        yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
+    return batches_of(dataset, batch_size=None)
+
+
+def _sent_to(scorers: Sequence[Any], dataset: Any, store: Store, commit: Commit, config: Config) -> Iterator[Block]:
+    import ray
+
+    pending: deque[Any] = deque()
+    for number, block in enumerate(batches_of(dataset, batch_size=None)):
+        if len(pending) == _PENDING * len(scorers):
+            yield ray.get(pending.popleft())
+        pending.append(scorers[number % len(scorers)].score.remote(store, commit, config, block))
+    for scored in pending:
+        yield ray.get(scored)
 
 
 class Scorer:
@@ -90,7 +116,7 @@ class Scorer:
         prepare(device, config.train.threads)
         self.network = read_classifier(store, commit, config.train.precision, device)
 
-    def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    def __call__(self, block: Block) -> Block:
         """Columns image, row, reason to row, reason, logits."""
         logits_NK = self.network.logits(block["image"])
         logits_NK[block["reason"] != ""] = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raycnn.config import Config, load_config
+from raycnn.config import Config, SearchConfig, load_config
 from raycnn.data.plan import Plan
 from raycnn.errors import RaycnnError, decode_error
 from raycnn.searching.records import Evaluation, TrialRecord, write
@@ -15,6 +15,7 @@ from raycnn.storage import Store
 from raycnn.training.metrics import Mode
 
 Values = Callable[[int, Sequence[TrialRecord]], dict[str, Any]]
+Cost = Callable[[dict[str, Any]], float]
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,34 @@ class Stage:
 
     Args:
         name: search or confirm.
-        num_trials: how many there are in all.
+        numbers: of the trials, in the order in which they start.
         values: what trial `number` tries, given the records so far.
         cost: relative cost of a trial with these values, to share trials out to packs.
     """
 
     name: Literal["search", "confirm"]
-    num_trials: int
+    numbers: Sequence[int]
     values: Values
-    cost: Callable[[dict[str, Any]], float]
+    cost: Cost
+
+    @property
+    def num_trials(self) -> int:
+        """How many there are in all."""
+        return len(self.numbers)
 
     def trial_id(self, number: int) -> str:
         """Name of its folder."""
         return f"{number:04d}" if self.name == "search" else f"{self.name}-{number:04d}"
+
+
+def starting_order(search: SearchConfig, total: int, values: Values, cost: Cost) -> Sequence[int]:
+    """The numbers of `total` trials as they start: the longest first, so that packs end together, where all of them
+    will run to their end, whatever others find.
+    """
+    bounded = search.budget_s is not None or search.budget_gpu_hours is not None
+    if bounded or search.scheduler != "none" or search.searcher != "random":
+        return range(total)
+    return sorted(range(total), key=lambda number: -cost(values(number, ())))
 
 
 class Board:
@@ -63,15 +79,14 @@ class Board:
         self._load = dict.fromkeys(packs, 0.0)
         self._waiting = [record.id for record in known if record.stage == stage.name and record.status == "running"]
         self._pack_of: dict[str, str] = {}
-        self._number = 0
+        self._numbers = iter(stage.numbers)
 
     def next(self) -> dict[str, Any] | None:
         """The config of the next trial for Tune: first those that were interrupted, then new ones; None: no more."""
         if self._waiting:
             return self._start(self.records[self._waiting.pop(0)])
-        while self._number < self._stage.num_trials:
-            number, trial = self._number, self._stage.trial_id(self._number)
-            self._number += 1
+        for number in self._numbers:
+            trial = self._stage.trial_id(number)
             if trial in self.records:
                 continue
             values = self._stage.values(number, list(self.records.values()))

@@ -101,7 +101,7 @@ def fit_memory(crew: Crew, costs: Costs, memory_bytes: float) -> Crew:
 
 @contextmanager
 def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
-    """The packs' actors by name, running inside."""
+    """The packs' actors by name, starting inside: calls wait until they are there."""
     import ray
 
     token = uuid.uuid4().hex[:8]
@@ -116,7 +116,6 @@ def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
             calls = CALLS_AT_ONCE + _SPARE_CALLS
             packs[name] = ray.remote(Pack).options(**options, name=name, max_concurrency=calls).remote(job, own)
             peers += own
-        ray.get([pack.ready.remote() for pack in packs.values()])
         yield packs
         ray.get([pack.close.remote() for pack in packs.values()])
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,18 +38,21 @@ class Former:
         known = [record for record in records.read_all(self.store) if record.stage == "search"]
         return [record.values for record in ranking(known, metric, mode)[:_TRIED_FIRST]]
 
-    def compare(self, config: Config, index: Index, right_new_N: Any) -> dict[str, Any] | None:
+    def compare(
+        self, config: Config, index: Index, right_new_N: Any, scorers: Sequence[Any] = ()
+    ) -> dict[str, Any] | None:
         """Its winner against a new one on the same rows of the test split; None if its classes are others.
 
         Args:
             config: of the new search, with evaluate.split.
             index: of the new search.
             right_new_N: whether the new winner has each readable row right.
+            scorers: see inference.infer.
         """
         facts, commit = find_commit(self.store, "best")
         if facts.classes != index.classes:
             return None
-        logits_NK, labels_N, groups_N = score(config, self.store, commit, index)
+        logits_NK, labels_N, groups_N = score(config, self.store, commit, index, scorers)
         if len(labels_N) != len(right_new_N):
             return None
         groups = np.array([f"row {n}" if group is None else group for n, group in enumerate(groups_N)])

@@ -33,7 +33,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
         cache: where activations would be kept.
     """
     rows = np.arange(task.chunk, dtype=np.int64) % task.plan.num_rows
-    images_NHWC, _ = task.reader.read(task.table, rows, np.zeros_like(rows))
+    images_NHWC, _ = task.reader.read(task.table, rows, np.zeros_like(rows))  # warms up
     read_s = _seconds(lambda: task.reader.read(task.table, rows, np.zeros_like(rows)))
     images = to_device(images_NHWC, body.device)
     cuts: dict[Depth, CutCost] = {}
@@ -43,7 +43,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
         base = depths[config.model.unfreeze_text] = learner.base
         if base in cuts:
             continue
-        tap = body.prefix.taps(images, [base])[base]
+        tap = body.prefix.taps(images, [base])[base]  # warms up
         batch = config.train.global_batch // ranks.world
         inputs = tap[torch.arange(batch, device=tap.device) % len(tap)]
         labels = torch.zeros(batch, dtype=torch.int64, device=tap.device)
@@ -53,6 +53,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
             learner.backward(inputs, labels, labels == 0, len(labels), step=0)
             learner.step(1e-6)
 
+        step()  # warms up
         prefix_s = _seconds(partial(body.prefix.taps, images, [base]))
         keep_s, take_s = _cache_seconds(cache, to_rows(tap), base)
         state = sum(p.numel() * p.element_size() for group in learner.optimizer.param_groups for p in group["params"])
@@ -77,13 +78,14 @@ def _cache_seconds(cache: Cache, rows: Any, depth: Depth) -> tuple[float, float]
         return float("inf"), float("inf")
     ids = np.arange(len(rows))
     try:
+        table.put(ids, rows)
+        table.get(ids)
         return _seconds(lambda: table.put(ids, rows)), _seconds(lambda: table.get(ids))
     finally:
         table.close()
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    work()
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

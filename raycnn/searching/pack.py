@@ -19,9 +19,12 @@ from raycnn.errors import RaycnnError, encode_error
 from raycnn.searching.seating import Seating
 
 if TYPE_CHECKING:
+    from raycnn.config import Config
     from raycnn.searching.costs import Costs
     from raycnn.searching.rank import PackRank
     from raycnn.searching.shares import Keeping, PackJob
+    from raycnn.storage import Store
+    from raycnn.training.checkpoint import Commit
 
 Outcome = dict[str, Any]
 
@@ -57,9 +60,6 @@ class Pack:
         self._changed = threading.Condition()
         self._failure: str | None = None
         threading.Thread(target=self._work, daemon=True, name="pack").start()
-
-    def ready(self) -> None:
-        """Answers when the pack is there."""
 
     def join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
         """Take a trial in, from its own newest commit or from another's (id, step); the ticket that it leaves with."""
@@ -110,6 +110,10 @@ class Pack:
     def keep(self, keeping: Keeping) -> None:
         """See Shares.keep."""
         self._order(lambda: self._everywhere("shares.keep", keeping))
+
+    def score(self, store: Store, commit: Commit, config: Config, block: Any) -> Any:
+        """What a commit's network makes of a block of images, see inference.Scorer; rank 0 alone does it."""
+        return self._order(lambda: self._rank.score(store, commit, config, block))
 
     def close(self) -> None:
         """See Shares.close; the last call."""

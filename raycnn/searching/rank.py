@@ -13,6 +13,7 @@ from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index, read_index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
 from raycnn.memory import release_freed_memory
+from raycnn.results.inference import Block, Scorer
 from raycnn.searching.records import FOLDER
 from raycnn.searching.reuse import ReusingFeed
 from raycnn.searching.shared import share_key
@@ -63,6 +64,7 @@ class PackRank:
         self._index: Index = read_index(storage, job.index, columns=INDEX_COLUMNS)
         self.shares = Shares(job, storage, self._index, ranks, device)
         self._members: dict[str, tuple[str, Member]] = {}
+        self._scorer: tuple[str, Scorer] | None = None
         self.leaving = False
 
     def do(self, method: str, *arguments: Any) -> Any:  # all ranks
@@ -132,6 +134,13 @@ class PackRank:
         """Forget a trial; what it committed stays."""
         self._members.pop(trial, None)
         release_freed_memory()
+
+    def score(self, store: Store, commit: Commit, config: Config, block: Block) -> Block:
+        """See inference.Scorer; the last commit's network is kept."""
+        what = f"{store.uri}/{commit.name}"
+        if self._scorer is None or self._scorer[0] != what:
+            self._scorer = what, Scorer(store, commit, config)
+        return self._scorer[1](block)
 
     def _folder(self, trial: str) -> Store:
         return self._run.child(f"{FOLDER}/{trial}")

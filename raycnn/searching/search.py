@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from raycnn.config import Config, load_config
 from raycnn.data.manifest import Index
-from raycnn.errors import ConfigError, ObjectNotFound, Preempted
+from raycnn.errors import ConfigError, ObjectNotFound
 from raycnn.searching.answer import goal
 from raycnn.searching.costs import describe
 from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
+from raycnn.searching.pinned import pin
 from raycnn.searching.records import RESULT, TrialRecord
 from raycnn.searching.refit import refit
 from raycnn.searching.space import check
-from raycnn.searching.summary import overview, yaml_of
-from raycnn.searching.trials import Trials, pin
-from raycnn.searching.winner import keep, look_at_test, pick
+from raycnn.searching.summary import overview
+from raycnn.searching.trials import Trials
+from raycnn.searching.winner import Winner, keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.groups import Show
@@ -73,25 +75,28 @@ def search(
     """
     started = time.monotonic()
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
-    found = trials.run()
-    if trials.leaving.is_set() and not trials.over_budget:
-        raise Preempted("everything is kept", where=store.uri, fix="the same command continues the search")
-    show({"phase": "choosing the best and looking at the test split"}, [])
-    winner, confirm = pick(config, store, found)
-    result = {**overview(found, config), "best": None, "confirm": confirm, "test": None, "against_former": None}
-    if winner:
-        if config.search.refit and not trials.over_budget:
-            winner = refit(config, store, index, winner, show)
+
+    def conclude(found: list[TrialRecord], packs: list[Any]) -> tuple[list[TrialRecord], Winner | None, dict[str, Any]]:
+        """The records, a winner that is to be trained again, and what is known of any other."""
+        show({"phase": "choosing the best and looking at the test split"}, [])
+        winner, confirm = pick(config, store, found)
+        result = {**overview(found, config), "best": None, "confirm": confirm, "test": None, "against_former": None}
+        if winner and config.search.refit and not trials.over_budget:
+            return found, winner, result
+        return found, None, result | (told(winner, packs) if winner else {})
+
+    def told(winner: Winner, packs: Sequence[Any] = ()) -> dict[str, Any]:
         commit = keep(store, lease, winner)
-        tested, result["against_former"] = look_at_test(config, store, commit, index, former)
-        result["test"] = tested and {"metrics": tested}
-        result["best"] = {
-            "id": winner.record.id,
-            "config": winner.record.values,
-            "metrics": winner.metrics,
-            "checkpoint": f"{store.uri}/checkpoints/{commit.name}",
-            "yaml": yaml_of(config, winner.record.values),
+        tested, against = look_at_test(config, store, commit, index, former, packs)
+        return {
+            "best": winner.told(config, f"{store.uri}/checkpoints/{commit.name}"),
+            "test": tested,
+            "against_former": against,
         }
+
+    found, again, result = trials.run(conclude)
+    if again:
+        result |= told(refit(config, store, index, again, show))
     result["prefix"] = shared_work(trials, found)
     result["files"] = draw(config, store, found, show)
     result["seconds"] = round(time.monotonic() - started, 1)

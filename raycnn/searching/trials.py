@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import ray
 
@@ -14,14 +14,15 @@ from raycnn.config import Config, load_config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
-from raycnn.errors import CheckpointError, NoProgressError, PreconditionFailed
+from raycnn.errors import NoProgressError, Preempted
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
-from raycnn.searching.board import Board, Stage
+from raycnn.searching.board import Board, Stage, starting_order
 from raycnn.searching.budget import Budget
 from raycnn.searching.costs import CutCost, Uses, choose, kept_bytes, merged
 from raycnn.searching.crew import crew_of, fit_memory, size_crew, take_turns
 from raycnn.searching.pack import PackLostError
+from raycnn.searching.pinned import pin
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
@@ -38,8 +39,7 @@ from raycnn.training.metrics import Mode
 from raycnn.training.run import create_run
 from raycnn.training.worker import MAX_ATTEMPTS
 
-_PLAN: Final = "search/search.json"
-_PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,8 +68,18 @@ class Trials:
         self.leaving = threading.Event()
         self.over_budget = False
 
-    def run(self) -> list[TrialRecord]:
-        """Run what is left of the trials; all records, or those until the search was asked to leave."""
+    def run(self, conclude: Callable[[list[TrialRecord], list[Any]], T]) -> T:
+        """Run what is left of the trials.
+
+        Args:
+            conclude: called at the end with all records, and the packs, which are still there.
+
+        Returns:
+            What `conclude` returned.
+
+        Raises:
+            Preempted: asked to leave; everything is kept.
+        """
         config = self.config
         require_classes(self.index)
         create_run(config, self.store, self.index.hash, self.index.classes, "search")
@@ -78,7 +88,7 @@ class Trials:
             fruitless, known = 0, records.read_all(self.store)
             while True:
                 try:
-                    return self._with_a_crew(num_trials(config.search))
+                    return self._with_a_crew(num_trials(config.search), conclude)
                 except (PackLostError, ray.exceptions.RayActorError) as error:
                     before, known = known, records.read_all(self.store)
                     fruitless = fruitless + 1 if known == before else 0
@@ -88,28 +98,31 @@ class Trials:
                         raise NoProgressError(what, where=self.store.uri, fix=fix) from None
                     self.show({}, [f"{config.run.name}: a pack was lost; going on from the trials' commits"])
 
-    def _with_a_crew(self, total: int) -> list[TrialRecord]:
+    def _with_a_crew(self, total: int, conclude: Callable[[list[TrialRecord], list[Any]], T]) -> T:
         """Start the packs that the cluster carries now, and run what is left on them."""
         config = self.config
         self.crew = size_crew(config, total, resources())
         self.budget = Budget(config.search, self.store, self.crew.packs * self.crew.ranks)
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
         with crew_of(job, self.crew) as packs:
+            self._start_weights(config)  # while the packs start
             self._weigh(list(packs.values()), total)
             known = records.read_all(self.store)
             sampler = Sampler(config.search, self.metric, self.mode, self.first)
-            stage = Stage("search", total, sampler.values, self._cost)
+            numbers = starting_order(config.search, total, sampler.values, self._cost)
+            stage = Stage("search", numbers, sampler.values, self._cost)
             scheduler = build(config.search, self.metric, self.mode, self._num_evaluations(), known)
             known = self._stage(stage, scheduler, packs, known)
             if not self._interrupted():
                 known = self._confirm(packs, known)
             self.counters = [ray.get(pack.counters.remote()) for pack in packs.values()]
-        return known
+            if self.over_budget or not self.leaving.is_set():
+                return conclude(known, list(packs.values()))
+        raise Preempted("everything is kept", where=self.store.uri, fix="the same command continues the search")
 
     def _weigh(self, packs: list[Any], total: int) -> None:
         """Measure, each pack some of the depths; decide what all keep, and how many trials memory holds."""
         config = self.config
-        self._start_weights(config)
         values = [{"model.unfreeze": depth} for depth in depths(config)]
         parts = [values[number :: len(packs)] for number in range(len(packs))]
         self.costs = merged(
@@ -137,8 +150,13 @@ class Trials:
         runs = [{**record.values, "train.seed": seed} for seed in seeds for record in best]
         if not runs:
             return known
-        stage = Stage("confirm", len(runs), lambda number, _: runs[number], self._cost)
-        plain = self.config.search.model_copy(update={"scheduler": "none"})
+
+        def values(number: int, _: Sequence[TrialRecord]) -> dict[str, Any]:
+            return runs[number]
+
+        plain = self.config.search.model_copy(update={"scheduler": "none", "searcher": "random"})
+        numbers = starting_order(plain, len(runs), values, self._cost)
+        stage = Stage("confirm", numbers, values, self._cost)
         scheduler = build(plain, self.metric, self.mode, self._num_evaluations())
         return self._stage(stage, scheduler, packs, known)
 
@@ -188,25 +206,6 @@ class Trials:
 
     def _start_weights(self, config: Config) -> None:
         write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))
-
-
-def pin(store: Store, config: Config) -> None:
-    """Keep what the search is; CheckpointError with the differing settings if it was started with others."""
-    tree = config.search.model_dump(mode="json", include=set(_PINNED), exclude_none=True)
-    try:
-        store.put(_PLAN, json.dumps(tree, indent=1, sort_keys=True).encode(), create_only=True)
-    except PreconditionFailed:
-        before = json.loads(store.get(_PLAN))
-        keys = sorted(key for key in tree.keys() | before.keys() if tree.get(key) != before.get(key))
-        if keys:
-            told = "; ".join(
-                f"search.{key}: {json.dumps(before.get(key))} -> {json.dumps(tree.get(key))}" for key in keys
-            )
-            raise CheckpointError(
-                f"the search was started with other settings: {told}",
-                where=store.uri,
-                fix="restore them, or choose a new run.name",
-            ) from None
 
 
 def _progress(board: Board, stage: Stage, metric: str, mode: Mode) -> str:

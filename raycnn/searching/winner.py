@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from raycnn.searching.answer import best_evaluation, choose, confirmed, goal, ra
 from raycnn.searching.crew import full_width
 from raycnn.searching.former import Former
 from raycnn.searching.records import FOLDER, TrialRecord
-from raycnn.searching.summary import confirm_rows
+from raycnn.searching.summary import confirm_rows, yaml_of
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
@@ -30,6 +31,16 @@ class Winner:
     metrics: dict[str, float | None]
     folder: Store
     commit: Commit
+
+    def told(self, config: Config, checkpoint: str) -> dict[str, Any]:
+        """{id, config, metrics, checkpoint, yaml}, committed as `checkpoint`."""
+        return {
+            "id": self.record.id,
+            "config": self.record.values,
+            "metrics": self.metrics,
+            "checkpoint": checkpoint,
+            "yaml": yaml_of(config, self.record.values),
+        }
 
 
 def pick(config: Config, store: Store, records: list[TrialRecord]) -> tuple[Winner | None, list[dict[str, Any]] | None]:
@@ -61,16 +72,16 @@ def keep(store: Store, lease: Lease, winner: Winner) -> Commit:
 
 
 def look_at_test(
-    config: Config, store: Store, commit: Commit, index: Index, former: Former | None
+    config: Config, store: Store, commit: Commit, index: Index, former: Former | None, packs: Sequence[Any]
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Metrics of the winner on the test split, with intervals, and how it does there against the former winner.
+    """{metrics: with intervals} of the winner on the test split, and how it does there against the former winner.
 
-    run.json counts the look. (None, None) without test rows.
+    The packs score it, if they are still there. run.json counts the look. (None, None) without test rows.
     """
     if not len(index.rows("test")):
         return None, None
     count_look(store)
     config = load_config(config, {"evaluate.split": "test", "train.workers": full_width(config, resources())})
-    logits_NK, labels_N, groups_N = score(config, store, commit, index)
-    against = former.compare(config, index, logits_NK.argmax(1) == labels_N) if former else None
-    return with_intervals(logits_NK, labels_N, groups_N), against
+    logits_NK, labels_N, groups_N = score(config, store, commit, index, packs)
+    against = former.compare(config, index, logits_NK.argmax(1) == labels_N, packs) if former else None
+    return {"metrics": with_intervals(logits_NK, labels_N, groups_N)}, against

@@ -13,7 +13,7 @@ from raycnn.config import Config, load_config
 from raycnn.data.plan import Plan
 from raycnn.errors import DivergedError, StorageError, encode_error
 from raycnn.searching import records
-from raycnn.searching.board import Board, Stage
+from raycnn.searching.board import Board, Stage, starting_order
 from raycnn.searching.records import Evaluation, TrialRecord
 from raycnn.storage.local import LocalStore
 
@@ -38,7 +38,7 @@ def cost(values: dict[str, Any]) -> float:
 
 
 def stage(num_trials: int = 4, **changes: Any) -> Stage:
-    return replace(Stage("search", num_trials, values, cost), **changes)
+    return replace(Stage("search", range(num_trials), values, cost), **changes)
 
 
 @pytest.fixture
@@ -52,6 +52,20 @@ def board(store: LocalStore, of: Stage | None = None, packs: str = "p", prepare:
 
 def kept(store: LocalStore, trial: str) -> TrialRecord:
     return {each.id: each for each in records.read_all(store)}[trial]
+
+
+def test_the_longest_start_first_where_all_will_run() -> None:
+    def order(**search: Any) -> list[int]:
+        return list(starting_order(load_config(CONFIG, search).search, 6, values, cost))
+
+    assert order() == [5, 0, 3, 1, 2, 4]
+    for others in ({"scheduler": "asha"}, {"searcher": "tpe"}, {"budget_s": 9}, {"budget_gpu_hours": 0.1}):
+        assert order(**{f"search.{name}": value for name, value in others.items()}) == [0, 1, 2, 3, 4, 5]
+
+
+def test_trials_start_in_the_order_of_their_stage(store: LocalStore) -> None:
+    made = board(store, stage(numbers=[2, 0, 1]))
+    assert [each["id"] for each in drain(made)] == ["0002", "0000", "0001"]
 
 
 def drain(made: Board) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from raycnn.results.inference import Scored, read_classifier
 from raycnn.results.predict import predict
 from raycnn.searching import records
 from raycnn.searching.board import Board, Stage
-from raycnn.searching.trials import pin
+from raycnn.searching.pinned import pin
 from raycnn.storage import Store, lease, open_store
 from raycnn.storage.lease import LeaseRecord, acquire, adopt, begin_group, read_lease
 from raycnn.training import checkpoint
@@ -195,7 +195,7 @@ def one_index(uri: str, source: str) -> None:
 def search_two(uri: str, source: str) -> None:
     store, config = open_store(uri), config_of(uri, source)
     pin(store, config)
-    stage = Stage("search", 2, lambda number, _: {"optim.lr": (0.1, 0.2)[number]}, lambda values: 1.0)
+    stage = Stage("search", range(2), lambda number, _: {"optim.lr": (0.1, 0.2)[number]}, lambda values: 1.0)
     plan = Plan(4, 2, 0)
     board = Board(store, config, plan, "min", stage, ["pack"], records.read_all(store), lambda config: None)
     while trial := board.next():
