@@ -146,7 +146,6 @@ def test_the_head_is_lost_under_a_submitted_job(
 ) -> None:
     config = bench.config("submitted", 2)
     faults = bench.faults_of(config)
-    faults.order("kill", 2, 1)
     with ray_head() as head, submitted(head, config), faults.paused(9, timeout_s=150):
         faults.caused("kill -9 of the head and all of its processes")
         for pid in processes(-1, head.temp_dir):
@@ -157,4 +156,4 @@ def test_the_head_is_lost_under_a_submitted_job(
     assert '"status": "finished"' in output
     promises(config)
     assert checker.other_bits(final_hashes(bench.store(config)), undisturbed(2)) == []
-    seen.what = "a rank is killed, then the head; submitted again on a new head: same bits"
+    seen.what = "submitted again on a new head: same bits"
