@@ -182,7 +182,7 @@ class Trials:
         self.lease.check()
         if self.over_budget:
             board.out_of_budget()
-        return list(board.records.values())
+        return sorted(board.records.values(), key=lambda record: record.id)
 
     def _interrupted(self) -> bool:
         return self.over_budget or self.leaving.is_set() or self.lease.lost
