@@ -69,6 +69,7 @@ def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
         assert final_hashes(root.child(f"{reuse}/{trial}")) == final_hashes(root.child(f"search/{trial}"))
 
 
+@pytest.mark.slow
 def test_a_pack_over_two_ranks_changes_no_bit(digits, tmp_path):
     changes = {"train.workers": 2, "search.space": {"model.unfreeze": {"grid": ["conv_head", 2]}}}
     changes["search.reuse"] = "activations"
