@@ -27,7 +27,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # a decoding process takes 2 s of a core to start, and streams follow one another; Ray ends idle ones after 1 s
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
     # glibc gives threads arenas of their own, whose ends are never handed back: a pack grew by 10 MB with each trial
     "MALLOC_ARENA_MAX": "1",
 }

@@ -110,6 +110,7 @@ class Pack:
     def keep(self, keeping: Keeping) -> None:
         """See Shares.keep."""
         self._order(lambda: self._everywhere("shares.keep", keeping))
+        self._seating.gathers = any(choice != "activations" for choice in keeping.choices.values())
 
     def score(self, store: Store, commit: Commit, config: Config, block: Any) -> Any:
         """What a commit's network makes of a block of images, see inference.Scorer; rank 0 alone does it."""

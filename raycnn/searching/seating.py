@@ -27,9 +27,14 @@ class Seat:
 
 
 class Seating:
-    """The seats of a pack. Times are of one monotonic clock, in seconds."""
+    """The seats of a pack. Times are of one monotonic clock, in seconds.
+
+    Attributes:
+        gathers: whether one that asked waits for others, with whom it would share passes over the images.
+    """
 
     def __init__(self) -> None:
+        self.gathers = True
         self._seats: dict[str, Seat] = {}
         self._last_word = float("-inf")
 
@@ -57,7 +62,7 @@ class Seating:
         group = {t: seat for t, seat in self._seats.items() if (seat.key, seat.step) == (first.key, first.step)}
         late = [s for s in self._seats.values() if s.asked_at is None and s.step <= first.step]
         since = min(seat.asked_at for seat in group.values() if seat.asked_at is not None)
-        if not late and first.step > 0:  # only at the start may there be others on their way
+        if not self.gathers or (not late and first.step > 0):  # only at the start may there be others on their way
             return list(group)
         gathered = not late and now >= self._last_word + GATHER_S
         return list(group) if gathered or now >= since + GATHER_AT_MOST_S else []

@@ -45,6 +45,13 @@ def test_a_late_one_is_waited_for_so_long_and_no_longer() -> None:
     assert made.turn(GATHER_AT_MOST_S) == ["a", "b"]
 
 
+def test_nobody_is_waited_for_where_nothing_is_shared() -> None:
+    made = seating("a", "b")
+    made.sit("c", "key", 5, 0.0)
+    made.gathers = False
+    assert made.turn(0.0) == ["a", "b"]
+
+
 def test_the_wait_counts_from_the_first_that_asked() -> None:
     made = seating("a", "bc")
     made.ask("b", GATHER_AT_MOST_S - 0.1)
