@@ -6,6 +6,8 @@ one on this machine, unless the process already uses one.
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,13 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
 
     settings = dated(load_config(config))
     storage, store, facts = _open(settings, "train")
-    with hold(store) as lease, connect(address, verbose=verbose):
-        from raycnn.training.fit import fit  # torch takes seconds, which whoever is refused need not wait for
+    with hold(store) as lease:
+        _import_torch_meanwhile()
+        with connect(address, verbose=verbose):
+            pinned = read_index(storage, facts.index) if facts else _index(settings, show)
+            from raycnn.training.fit import fit
 
-        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-        return fit(settings, store, pinned, lease, show)
+            return fit(settings, store, pinned, lease, show)
 
 
 def search(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -75,8 +79,7 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     from raycnn.cluster import connect
     from raycnn.data.manifest import read_index
     from raycnn.searching.former import find_former
-    from raycnn.searching.search import ended_result, settings_of
-    from raycnn.searching.search import search as run
+    from raycnn.searching.settings import ended_result, settings_of
     from raycnn.training.run import hold
 
     wanted = load_config(config)
@@ -85,9 +88,13 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     storage, store, facts = _open(settings, "search")
     if ended := ended_result(settings, store):
         return ended
-    with hold(store) as lease, connect(address, verbose=verbose):
-        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-        return run(settings, store, pinned, lease, show, former)
+    with hold(store) as lease:
+        _import_torch_meanwhile()
+        with connect(address, verbose=verbose):
+            pinned = read_index(storage, facts.index) if facts else _index(settings, show)
+            from raycnn.searching.search import search as run
+
+            return run(settings, store, pinned, lease, show, former)
 
 
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -162,6 +169,14 @@ def load(run: str, step: int | str = "best") -> Any:
     store = open_store(run)
     _, commit = find_commit(store, step)
     return read_classifier(store, commit, "float32", torch.device("cpu"))
+
+
+def _import_torch_meanwhile() -> None:
+    """Start to import torch, which takes seconds, while Ray starts and the index is built.
+
+    Not earlier: whoever is refused need not wait for it.
+    """
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
 
 
 def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:

@@ -67,7 +67,10 @@ def infer(
     facts = read_state(store, commit).network
     cpus = division(config.train.workers)
     reader = ImageReader.of(config.data, source, facts.preprocessing)
-    order = ScanOrder(len(table), facts.chunk, batches_per_block(facts.chunk))
+    chunks = -(-len(table) // facts.chunk)
+    # few rows, too, are shared out evenly
+    per_block = max(1, min(batches_per_block(facts.chunk), chunks // (2 * config.train.workers)))
+    order = ScanOrder(len(table), facts.chunk, per_block)
     first = start // (order.chunks_per_block * order.chunk)
     dataset = blocks(reader, table, order, task_cpus=cpus.task, first=first, last=order.num_blocks)
     if scorers:

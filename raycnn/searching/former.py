@@ -11,7 +11,6 @@ import numpy as np
 
 from raycnn.config import Config
 from raycnn.data.manifest import Index
-from raycnn.results.evaluate import score
 from raycnn.searching import records
 from raycnn.searching.answer import goal, paired, ranking
 from raycnn.storage import Store, open_store
@@ -49,6 +48,8 @@ class Former:
             right_new_N: whether the new winner has each readable row right.
             scorers: see inference.infer.
         """
+        from raycnn.results.evaluate import score  # torch
+
         facts, commit = find_commit(self.store, "best")
         if facts.classes != index.classes:
             return None

@@ -7,17 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from raycnn.config import Config, load_config
+from raycnn.config import Config
 from raycnn.data.manifest import Index
-from raycnn.errors import ConfigError, ObjectNotFound
 from raycnn.searching.answer import goal
 from raycnn.searching.costs import describe
 from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
-from raycnn.searching.pinned import pin
 from raycnn.searching.records import RESULT, TrialRecord
 from raycnn.searching.refit import refit
-from raycnn.searching.space import check
 from raycnn.searching.summary import overview
 from raycnn.searching.trials import Trials
 from raycnn.searching.winner import Winner, keep, look_at_test, pick
@@ -26,40 +23,13 @@ from raycnn.storage.lease import Lease
 from raycnn.training.groups import Show
 
 
-def settings_of(config: Config) -> Config:
-    """The config whose trials are compared by train.metric.
-
-    Raises:
-        ConfigError: a search that cannot run.
-    """
-    metric, mode = goal(config)
-    natural = goal(load_config(config, {"search.mode": None}))[1]
-    if mode != natural:
-        raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
-    check(config)
-    if config.search.refit and config.train.patience:
-        fix = "leave it out, or set search.refit: false"
-        raise ConfigError("a refit has no validation rows to stop early by", where="train.patience", fix=fix)
-    return load_config(config, {"train.metric": metric})
-
-
-def ended_result(config: Config, store: Store) -> dict[str, Any] | None:
-    """What a search that has ended found; None while it has not. CheckpointError if it was another search."""
-    try:
-        result: dict[str, Any] = json.loads(store.get(RESULT))
-    except ObjectNotFound:
-        return None
-    pin(store, config)
-    return result
-
-
 def search(
     config: Config, store: Store, index: Index, lease: Lease, show: Show, former: Former | None = None
 ) -> dict[str, Any]:
     """Search in the run's folder `store`, from where an interrupted search left off. Needs an initialised Ray.
 
     Args:
-        config: see `settings_of`.
+        config: see `settings.settings_of`.
         store: the run's folder.
         index: the pinned index.
         lease: of the run, held by this process.

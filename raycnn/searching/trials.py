@@ -22,10 +22,10 @@ from raycnn.searching.budget import Budget
 from raycnn.searching.costs import CutCost, Uses, choose, kept_bytes, merged
 from raycnn.searching.crew import crew_of, fit_memory, size_crew, take_turns
 from raycnn.searching.pack import PackLostError
-from raycnn.searching.pinned import pin
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.sampler import Sampler
 from raycnn.searching.schedulers import build
+from raycnn.searching.settings import pin
 from raycnn.searching.shared import write_start
 from raycnn.searching.shares import Keeping, PackJob
 from raycnn.searching.space import depths, num_trials

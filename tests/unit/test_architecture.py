@@ -113,4 +113,6 @@ def test_a_trials_actor_starts_without_torch() -> None:
 
 
 def test_who_finds_a_run_taken_needs_no_torch() -> None:
-    assert loads(["raycnn.training.run", "raycnn.data.manifest", "raycnn.cluster"], {"torch", "ray"}) == ""
+    needed = ["raycnn.training.run", "raycnn.data.manifest", "raycnn.cluster"]
+    needed += ["raycnn.searching.settings", "raycnn.searching.former"]
+    assert loads(needed, {"torch", "ray"}) == ""

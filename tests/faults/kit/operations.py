@@ -24,7 +24,7 @@ from raycnn.results.inference import Scored, read_classifier
 from raycnn.results.predict import predict
 from raycnn.searching import records
 from raycnn.searching.board import Board, Stage
-from raycnn.searching.pinned import pin
+from raycnn.searching.settings import pin
 from raycnn.storage import Store, lease, open_store
 from raycnn.storage.lease import LeaseRecord, acquire, adopt, begin_group, read_lease
 from raycnn.training import checkpoint

@@ -1,0 +1,65 @@
+"""What a search is: its settings, checked, and pinned when it first starts: they do not change under its trials.
+
+Without torch: whoever is refused, or asks for what has ended, need not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from raycnn.config import Config, load_config
+from raycnn.errors import CheckpointError, ConfigError, ObjectNotFound, PreconditionFailed
+from raycnn.searching.answer import goal
+from raycnn.searching.records import RESULT
+from raycnn.searching.space import check
+from raycnn.storage import Store
+
+_PLAN: Final = "search/search.json"
+_PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")
+
+
+def settings_of(config: Config) -> Config:
+    """The config whose trials are compared by train.metric.
+
+    Raises:
+        ConfigError: a search that cannot run.
+    """
+    metric, mode = goal(config)
+    natural = goal(load_config(config, {"search.mode": None}))[1]
+    if mode != natural:
+        raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
+    check(config)
+    if config.search.refit and config.train.patience:
+        fix = "leave it out, or set search.refit: false"
+        raise ConfigError("a refit has no validation rows to stop early by", where="train.patience", fix=fix)
+    return load_config(config, {"train.metric": metric})
+
+
+def ended_result(config: Config, store: Store) -> dict[str, Any] | None:
+    """What a search that has ended found; None while it has not. CheckpointError if it was another search."""
+    try:
+        result: dict[str, Any] = json.loads(store.get(RESULT))
+    except ObjectNotFound:
+        return None
+    pin(store, config)
+    return result
+
+
+def pin(store: Store, config: Config) -> None:
+    """Keep what the search is; CheckpointError with the differing settings if it was started with others."""
+    tree = config.search.model_dump(mode="json", include=set(_PINNED), exclude_none=True)
+    try:
+        store.put(_PLAN, json.dumps(tree, indent=1, sort_keys=True).encode(), create_only=True)
+    except PreconditionFailed:
+        before = json.loads(store.get(_PLAN))
+        keys = sorted(key for key in tree.keys() | before.keys() if tree.get(key) != before.get(key))
+        if keys:
+            told = "; ".join(
+                f"search.{key}: {json.dumps(before.get(key))} -> {json.dumps(tree.get(key))}" for key in keys
+            )
+            raise CheckpointError(
+                f"the search was started with other settings: {told}",
+                where=store.uri,
+                fix="restore them, or choose a new run.name",
+            ) from None
