@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from raycnn.cluster import division
+from raycnn.cluster import CpuDivision, division
 from raycnn.config import Config
 from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
 from raycnn.data.reader import PADDING, ImageReader
@@ -76,16 +76,17 @@ def infer(
     if scorers:
         scored = _sent_to(scorers, dataset, store, commit, config)
     else:
-        scored = _by_new_actors(dataset, order.num_blocks - first, store, commit, config)
+        scored = _by_new_actors(dataset, order.num_blocks - first, cpus, store, commit, config)
     for got in scored:
         real = (got["row"] != PADDING) & (got["row"] >= start)
         yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
 
 
-def _by_new_actors(dataset: Any, num_blocks: int, store: Store, commit: Commit, config: Config) -> Iterator[Block]:
+def _by_new_actors(
+    dataset: Any, num_blocks: int, cpus: CpuDivision, store: Store, commit: Commit, config: Config
+) -> Iterator[Block]:
     import ray
 
-    cpus = division(config.train.workers)
     dataset = dataset.map_batches(
         Scorer,
         fn_constructor_args=(store, commit, config),
