@@ -32,7 +32,7 @@ _WEBP: Final = 12  # two canvases of the animation decoder and a copy
 _BMP_RUNS: Final = 25  # the time of Pillow's Python decoder, told as memory: 10 MP
 _RGB: Final = 4
 _PIXEL: Final = {"1": 1, "L": 1, "P": 1}  # bytes in Pillow's memory; 16-bit ones 2, all others 4
-_EXIF: Final = b"Exif\0\0"
+EXIF: Final = b"Exif\0\0"
 
 
 class BadImage(Exception):  # noqa: N818
@@ -60,9 +60,14 @@ class Pieces(BytesIO):
         self.left = _PIECES_IN
 
 
+def fits(held: float, max_pixels: int) -> bool:
+    """Whether so many bytes are at most 5 for each of `max_pixels`."""
+    return held <= max_pixels * _BYTES_PER_PIXEL
+
+
 def check_memory(held: float, max_pixels: int) -> None:
-    """BadImage "too much memory: N MB" for more than 5 bytes for each of `max_pixels`."""
-    if held > max_pixels * _BYTES_PER_PIXEL:
+    """BadImage "too much memory: N MB" for what does not fit."""
+    if not fits(held, max_pixels):
         raise BadImage(f"too much memory: {held / 1e6:.0f} MB")
 
 
@@ -112,10 +117,9 @@ def check_opened(image: ImageFile, data: bytes, position: int, max_pixels: int) 
         held += _RGB  # the strip, which may be the whole picture
     elif image.format == "BMP" and image.tile and image.tile[0][0] == "bmp_rle":
         held += _BMP_RUNS
-    room = max_pixels * _BYTES_PER_PIXEL
-    if fixed + pixels * (held + _RGB) > room and _may_turn(image, data):
+    if not fits(fixed + pixels * (held + _RGB), max_pixels) and _may_turn(image, data):
         held += _RGB
-    if image.format == "JPEG" and fixed + pixels * held > room:
+    if image.format == "JPEG" and not fits(fixed + pixels * held, max_pixels):
         image.draft(None, (image.width // 2, image.height // 2))
         pixels = image.width * image.height
     check_memory(fixed + pixels * held, max_pixels)
@@ -131,9 +135,16 @@ def orientation(image: ImageFile) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it is broken. Nothing else of the block is read."""
     exif = image.info.get("exif")
     if isinstance(image, TiffImageFile):
-        told = image.tag_v2.get(_ORIENTATION, 1)
-    else:
-        told = _directory(exif.removeprefix(_EXIF)).get(_ORIENTATION, (1, 1))[1] if isinstance(exif, bytes) else 1
+        return _valid(image.tag_v2.get(_ORIENTATION))
+    return exif_orientation(exif) if isinstance(exif, bytes) else 1
+
+
+def exif_orientation(block: bytes) -> int:
+    """As `orientation`, of an EXIF block with or without its mark; 1 for any other bytes."""
+    return _valid(_directory(block.removeprefix(EXIF)).get(_ORIENTATION, (1, 1))[1])
+
+
+def _valid(told: object) -> int:
     return told if isinstance(told, int) and 1 <= told <= 8 else 1
 
 

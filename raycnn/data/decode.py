@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from raycnn.data.bounds import BadImage, Pieces, check_opened, check_unopened, orientation
+from raycnn.data.jpeg import decode_plain
 
 __all__ = ["BadImage", "Limits", "check_bytes", "decode"]
 
@@ -38,9 +39,10 @@ class _Jpeg(JpegImageFile):
         return Image.Exif()
 
 
+_JPEG: Final = b"\xff\xd8\xff"
 # Image.open warns about, or refuses, large images by a limit of its own; these classes leave the limit to us.
 _OPENERS: Final[tuple[tuple[bytes, type[ImageFile]], ...]] = (
-    (b"\xff\xd8\xff", _Jpeg),
+    (_JPEG, _Jpeg),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"RIFF", WebPImageFile),
     (b"GIF8", GifImageFile),
@@ -80,8 +82,11 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
             "unsupported pixels: MODE" (float, LAB), "unsupported compression: N" (TIFF); "too much memory: N MB",
             "too many scans: N" (progressive JPEG) and "too many pieces", see `raycnn.data.bounds`.
     """
-    _silence_pillow()
     check_bytes(len(data), limits)
+    if data.startswith(_JPEG) and (plain := decode_plain(data, limits.max_pixels)) is not None:
+        plain.format = _Jpeg.format
+        return plain
+    _silence_pillow()
     opener = next((opener for magic, opener in _OPENERS if data.startswith(magic)), None)
     if opener is None or (opener is WebPImageFile and data[8:12] != b"WEBP"):
         raise BadImage("not an image")

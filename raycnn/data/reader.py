@@ -18,6 +18,7 @@ from raycnn.data.fetch import read_image
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
 from raycnn.errors import ObjectDamaged, ObjectNotFound
+from raycnn.memory import keep_freed_memory
 from raycnn.storage import open_images
 
 COLUMNS = ("key", "offset", "length", "sha256", "key_hash")
@@ -65,6 +66,7 @@ class ImageReader:
         Raises:
             StorageError: the store itself failed; a single missing or broken object is a verdict, not an error.
         """
+        _keep_freed_memory()
         size = self.preprocessing.image_size
         images_NHWC = np.zeros((len(rows), size, size, 3), np.uint8)
         places = np.flatnonzero(rows != PADDING)
@@ -104,3 +106,4 @@ class ImageReader:
 
 
 _images = lru_cache(maxsize=8)(open_images)  # one client per process and source
+_keep_freed_memory = lru_cache(maxsize=1)(keep_freed_memory)  # an image's pages would be cleared anew each time

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 from raycnn.config import AugmentConfig
@@ -20,6 +22,13 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 NUM_DRAWS: Final = 16
 """Uniform draws per training view; those without a name are kept for augmentations to come."""
 AREA, RATIO, LEFT, TOP, HFLIP, VFLIP = range(6)
+
+_CONVOLUTIONS: Final = {
+    "bilinear": ResizeAlg.convolution(FilterType.bilinear),
+    "bicubic": ResizeAlg.convolution(FilterType.catmull_rom),
+    "lanczos": ResizeAlg.convolution(FilterType.lanczos3),
+}
+_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,26 @@ def train_view(image: Image.Image, prep: Preprocessing, augment: AugmentConfig, 
 
 
 def _resize(image: Image.Image, box: Box, prep: Preprocessing) -> Image.Image:
-    """One antialiased resize of the box of pixels (left, top, right, bottom)."""
-    filter_ = Image.Resampling[prep.interpolation.upper()]
-    return image.resize((prep.image_size, prep.image_size), filter_, box=box)
+    """One antialiased resize of the box of pixels (left, top, right, bottom).
+
+    By vector instructions, in 16-bit fixed point on every processor: a value differs from Pillow's by 1 at most.
+    """
+    size = (prep.image_size, prep.image_size)
+    if prep.interpolation == "nearest":
+        return image.resize(size, Image.Resampling.NEAREST, box=box)
+    left, top, right, bottom = box
+    view = Image.new("RGB", size)
+    crop = CropBox(left, top, right - left, bottom - top)
+    _resizer().resize_pil(image, view, ResizeOptions(_CONVOLUTIONS[prep.interpolation], False, crop))
+    return view
+
+
+def _resizer() -> Resizer:
+    """This thread's own; it holds the buffer between the two passes."""
+    if not hasattr(_thread, "resizer"):
+        _thread.resizer = Resizer()
+    resizer: Resizer = _thread.resizer
+    return resizer
 
 
 def _eval_box(image: Image.Image, prep: Preprocessing) -> Box:

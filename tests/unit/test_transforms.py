@@ -4,6 +4,7 @@ import json
 import numpy as np
 import numpy.typing as npt
 import pytest
+from cykooz_resizer import CpuExtensions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +21,8 @@ from raycnn.data.transforms import (
     VFLIP,
     Preprocessing,
     _random_box,
+    _resize,
+    _resizer,
     eval_view,
     train_view,
 )
@@ -55,7 +58,36 @@ def test_the_evaluation_view_is_torchvisions(interpolation: str, size: tuple[int
     difference = np.abs(seen.astype(int) - np.asarray(reference))
     # one resize instead of two steps: the fixed-point weights round differently here and there
     assert difference.max() <= 2 or (interpolation == "nearest" and difference.mean() < 3)
-    assert interpolation == "nearest" or difference.mean() < 0.2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(60, 45), (300, 310), (20, 20)])
+def test_the_resize_is_as_near_to_the_exact_one_as_pillows(interpolation: str, size: tuple[int, int]) -> None:
+    prep, picture, box = dataclasses.replace(PREP, interpolation=interpolation), image(*size), (1.3, 0.6, 18.9, 17.2)
+    filter_ = Image.Resampling[interpolation.upper()]
+    bands = [Image.fromarray(np.asarray(picture)[..., c].astype(np.float32)) for c in range(3)]
+    exact = np.stack([np.asarray(band.resize((32, 32), filter_, box=box)) for band in bands], axis=2).clip(0, 255)
+    pillows = np.asarray(picture.resize((32, 32), filter_, box=box))
+    ours = np.asarray(_resize(picture, box, prep))
+
+    def error(view: npt.NDArray[np.uint8]) -> float:
+        return float(np.sqrt(((view - exact) ** 2).mean()))
+
+    assert error(ours) <= error(pillows) + 0.03  # of the 256 levels
+    assert np.abs(ours.astype(int) - pillows).max() <= 2
+    assert abs((ours.astype(int) - pillows).mean()) < 0.02
+
+
+def test_the_resize_is_the_same_on_every_processor() -> None:
+    prep, box = dataclasses.replace(PREP, interpolation="bicubic"), (1.3, 0.6, 58.9, 43.2)
+    with_vectors = np.asarray(_resize(image(), box, prep))
+    resizer = _resizer()
+    chosen = resizer.cpu_extensions
+    try:
+        resizer.cpu_extensions = CpuExtensions.none
+        assert np.array_equal(np.asarray(_resize(image(), box, prep)), with_vectors)
+    finally:
+        resizer.cpu_extensions = chosen
 
 
 def test_without_augmentation_the_training_view_is_the_evaluation_view() -> None:
