@@ -23,7 +23,9 @@ from raycnn.data.manifest import (
     key_hashes,
     read_facts,
     read_index,
-    row_name,
+    row_names,
+    shown_names,
+    sort_rows,
     write_index,
 )
 from raycnn.data.sources import UNCOUNTED, Source, read_source
@@ -133,14 +135,13 @@ def _judged(source: Source, verdicts: pa.Table, data: DataConfig) -> tuple[pa.Ta
 
 
 def _assembled(good: pa.Table, quarantine: pa.Table, source: Source, store: Store, config: Config) -> Index:
-    hashes = key_hashes(good["key"], good["offset"])
+    hashes = key_hashes(good)
     same = equal_rows(good["sha256"].to_pylist())
     splits = _splits(good, config.data, stratify=config.data.stratify)
     splits = join_duplicates(splits, _units(good), _given(good), hashes, same)
     duplicates, conflicts = _pairs(good, same)
     manifest = _with_splits(good, splits).append_column("key_hash", pa.array(hashes))
-    manifest = manifest.select(SCHEMA.names).cast(SCHEMA)
-    manifest = manifest.sort_by([(name, "ascending") for name in ("split", "label", "key", "offset")])
+    manifest = sort_rows(manifest.select(SCHEMA.names).cast(SCHEMA))
     hash = content_hash(manifest, source.kind, source.classes)
     return Index(
         hash=hash,
@@ -148,7 +149,7 @@ def _assembled(good: pa.Table, quarantine: pa.Table, source: Source, store: Stor
         path=f"{store.uri}/index/{hash}",
         kind=source.kind,
         classes=source.classes,
-        manifest=manifest.combine_chunks(),
+        manifest=manifest,
         quarantine=quarantine,
         duplicates=duplicates,
         conflicts=conflicts,
@@ -169,8 +170,8 @@ def _splits(rows: pa.Table, data: DataConfig, *, stratify: bool) -> npt.NDArray[
 
 
 def _units(rows: pa.Table) -> list[str]:
-    names = zip(rows["group"].to_pylist(), rows["key"].to_pylist(), rows["offset"].to_pylist(), strict=True)
-    return [row_name(key, offset) if group is None else group for group, key, offset in names]
+    groups = rows["group"].to_pylist()
+    return [name if group is None else group for group, name in zip(groups, row_names(rows), strict=True)]
 
 
 def _given(rows: pa.Table) -> npt.NDArray[np.int64]:
@@ -187,13 +188,14 @@ def _pairs(rows: pa.Table, same: list[npt.NDArray[np.int64]]) -> tuple[list[tupl
     """Pairs of keys with equal bytes, each with the first of its set; and those whose targets differ."""
     duplicates, conflicts = [], []
     for places in same:
-        taken = rows.select(["key", "offset", "labels", "value"]).take(places).sort_by([("key", "ascending")])
+        taken = rows.take(places)
+        taken = taken.select(["labels", "value"]).append_column("shown", shown_names(taken)).sort_by("shown")
         first, *others = taken.to_pylist()
-        duplicates += [(first["key"], other["key"]) for other in others]
+        duplicates += [(first["shown"], other["shown"]) for other in others]
         differing = [
             other for other in others if (other["labels"], other["value"]) != (first["labels"], first["value"])
         ]
-        conflicts += [(first["key"], other["key"]) for other in differing]
+        conflicts += [(first["shown"], other["shown"]) for other in differing]
     return sorted(duplicates), sorted(conflicts)
 
 
@@ -203,7 +205,9 @@ def _check_budget(source: Source, quarantine: pa.Table, data: DataConfig) -> Non
 
     bad, total = counted(quarantine), len(counted(source.rows))
     if len(bad) > data.bad_image_budget * total:
-        first = [f"{row['key']}: {row['reason']}" for row in bad.slice(0, _NAMED).to_pylist()]
+        named = bad.slice(0, _NAMED)
+        pairs = zip(shown_names(named).to_pylist(), named["reason"].to_pylist(), strict=True)
+        first = [f"{name}: {reason}" for name, reason in pairs]
         raise DataError(
             f"{len(bad)} of {total} images cannot be used, more than the share {data.bad_image_budget:g}",
             where=", ".join(first) + (", ..." if len(bad) > _NAMED else ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -35,13 +35,14 @@ SCHEMA: Final = pa.schema(
         ("size", pa.int64()),  # of the whole object
         ("etag", pa.string()),
         ("sha256", pa.binary(32)),  # of the row's bytes
-        ("key_hash", pa.uint64()),  # blake2b-8 of the row's name, see `row_name`
+        ("key_hash", pa.uint64()),  # blake2b-8 of the row's name, see `row_names`
         ("width", pa.int32()),  # upright, as decoded
         ("height", pa.int32()),
         ("format", pa.string()),
+        ("alias", pa.string()),  # what the row is called; null: its key and offset
     ]
 )
-"""Rows are sorted by (split, label, key, offset)."""
+"""Rows are sorted by (split, label, alias or else key, offset), see `sort_rows`."""
 
 QUARANTINE: Final = pa.schema(
     [
@@ -54,6 +55,7 @@ QUARANTINE: Final = pa.schema(
         ("size", pa.int64()),
         ("etag", pa.string()),
         ("sha256", pa.binary(32)),  # of its bytes, null where they were not read
+        ("alias", pa.string()),
     ]
 )
 
@@ -98,24 +100,38 @@ class Index:
         return self.manifest.filter(pc.equal(self.manifest["split"], split))
 
 
-def row_name(key: str, offset: int) -> str:
-    """What identifies a row: its key, and its offset where that is not 0."""
-    return f"{key}\0{offset}" if offset else key
+def row_names(rows: pa.Table) -> Iterator[str]:
+    """What identifies each row: its alias, else its key, and its offset where that is not 0."""
+    for column in zip(rows["key"], rows["offset"], rows["alias"], strict=True):
+        key, offset, alias = (value.as_py() for value in column)
+        yield alias if alias is not None else f"{key}\0{offset}" if offset else key
 
 
-def key_hashes(keys: pa.ChunkedArray, offsets: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+def shown_names(rows: pa.Table) -> pa.ChunkedArray:
+    """The rows by the name that people know them by: the alias, else the key."""
+    return pc.coalesce(rows["alias"], rows["key"])
+
+
+def sort_rows(manifest: pa.Table) -> pa.Table:
+    """In the order of every manifest; it does not depend on where the bytes of a row with an alias lie."""
+    by_name = manifest.append_column("name", shown_names(manifest))
+    by_name = by_name.sort_by([(name, "ascending") for name in ("split", "label", "name", "offset")])
+    return by_name.drop_columns("name").combine_chunks()
+
+
+def key_hashes(rows: pa.Table) -> npt.NDArray[np.uint64]:
     """blake2b-8 of the rows' names, uint64[n]."""
-    hashes = np.empty(len(keys), np.uint64)
-    for place, (key, offset) in enumerate(zip(keys, offsets, strict=True)):
-        name = row_name(key.as_py(), offset.as_py()).encode()
-        hashes[place] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+    hashes = np.empty(len(rows), np.uint64)
+    for place, name in enumerate(row_names(rows)):
+        hashes[place] = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     return hashes
 
 
 def content_hash(manifest: pa.Table, kind: Kind, classes: Sequence[str]) -> str:
     """Hex sha256 over what the rows are and where they go; not over tags, sizes or the source's address."""
     digest = hashlib.sha256(json.dumps([_FORMAT, kind, list(classes)]).encode())
-    content = manifest.select(_HASHED)
+    aliased = manifest["alias"].null_count < len(manifest)
+    content = manifest.select([*_HASHED, "alias"] if aliased else _HASHED)
     for start in range(0, len(content), 65536):
         columns = content.slice(start, 65536).to_pydict()
         digest.update(json.dumps(columns, default=bytes.hex).encode())
@@ -198,8 +214,8 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
         path=path,
         kind=facts["kind"],
         classes=tuple(facts["classes"]),
-        manifest=pq.read_table(manifest, columns=None if columns is None else list(columns)),
-        quarantine=pq.read_table(quarantine),
+        manifest=_columns(manifest, SCHEMA, columns),
+        quarantine=_columns(quarantine, QUARANTINE),
         duplicates=[(first, second) for first, second in facts["duplicates"]],
         conflicts=[(first, second) for first, second in facts["conflicts"]],
         limits=Limits(**facts["limits"]),
@@ -221,11 +237,28 @@ def summary(index: Index) -> dict[str, Any]:
         "rows": len(index.manifest),
         "classes": {name: per_label.get(label, 0) for label, name in enumerate(index.classes)},
         "splits": {name: per_split.get(name, 0) for name in SPLITS},
-        "quarantined": index.quarantine.select(["key", "reason"]).to_pylist(),
+        "quarantined": [
+            {"key": name, "reason": reason}
+            for name, reason in zip(
+                shown_names(index.quarantine).to_pylist(), index.quarantine["reason"].to_pylist(), strict=True
+            )
+        ],
         "quarantined_by": by,
         "duplicates": [list(pair) for pair in index.duplicates],
         "manifest": f"{index.path}/{_FILES[0]}",
     }
+
+
+def _columns(file: pa.BufferReader, schema: pa.Schema, wanted: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a stored table, all by default; null where it was written before the schema had them."""
+    wanted = schema.names if wanted is None else list(wanted)
+    with pq.ParquetFile(file) as stored:
+        there = set(stored.schema_arrow.names)
+        table = stored.read([name for name in wanted if name in there])
+    for name in wanted:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+    return table.select(wanted)
 
 
 def _counts(values: pa.ChunkedArray) -> dict[Any, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from PIL import Image
 
 from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
@@ -21,7 +22,7 @@ from raycnn.errors import ObjectDamaged, ObjectNotFound
 from raycnn.memory import keep_freed_memory
 from raycnn.storage import open_images
 
-COLUMNS = ("key", "offset", "length", "sha256", "key_hash")
+COLUMNS = ("key", "offset", "length", "sha256", "key_hash", "alias")
 """What of the manifest a reader needs."""
 
 PADDING = -1
@@ -78,31 +79,44 @@ class ImageReader:
         def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
             try:
                 images_NHWC[place] = self._view(row, draws_of_row)
-            except ObjectNotFound:
-                reasons[place] = "missing"
-            except ObjectDamaged:
-                reasons[place] = "damaged on its way"
-            except BadImage as bad:
-                reasons[place] = bad.reason
+            except (ObjectNotFound, ObjectDamaged, BadImage) as error:
+                reasons[place] = reason_of(error)
 
         with ThreadPoolExecutor(self.fetch_threads) as pool:
             list(pool.map(fill, places, picked.to_pylist(), draws))
         return images_NHWC, reasons
 
     def _view(self, row: dict[str, Any], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        def fault(data: bytes) -> str:
-            if row["sha256"] is None:
-                return "" if len(data) == row["length"] else "changed while it was read"
-            return "" if hashlib.sha256(data).digest() == row["sha256"] else "changed since it was indexed"
-
-        _, image = read_image(
-            lambda: _images(self.source).get(row["key"], row["offset"], row["length"]),
-            fault,
-            lambda data: decode(data, self.limits),
-        )
+        _, image = open_row(self.source, row, self.limits)
         if self.augment is None:
             return eval_view(image, self.preprocessing)
         return train_view(image, self.preprocessing, self.augment, draws)
+
+
+def open_row(source: str, row: dict[str, Any], limits: Limits) -> tuple[bytes, Image.Image]:
+    """The bytes of one row and the image they are, checked against the index.
+
+    Raises:
+        ObjectNotFound, ObjectDamaged, BadImage: it cannot be used.
+        StorageError: the store itself failed.
+    """
+
+    def fault(data: bytes) -> str:
+        if row["sha256"] is None:
+            return "" if len(data) == row["length"] else "changed while it was read"
+        return "" if hashlib.sha256(data).digest() == row["sha256"] else "changed since it was indexed"
+
+    def read() -> bytes:
+        return _images(source).get(row["key"], row["offset"], row["length"])
+
+    return read_image(read, fault, lambda data: decode(data, limits))
+
+
+def reason_of(error: ObjectNotFound | ObjectDamaged | BadImage) -> str:
+    """Why `open_row` failed, as it is recorded."""
+    if isinstance(error, BadImage):
+        return error.reason
+    return "missing" if isinstance(error, ObjectNotFound) else "damaged on its way"
 
 
 _images = lru_cache(maxsize=8)(open_images)  # one client per process and source

@@ -1,4 +1,4 @@
-"""What there is to read: a tree of class folders, or a CSV or Parquet manifest, as one table of candidate rows."""
+"""What there is to read: class folders, tar shards, or a CSV or Parquet manifest, as one table of candidate rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from raycnn.data.manifest import Kind, key_hashes
 from raycnn.data.tables import SPLIT_NAMES, Targets, absolute_keys, read_table, targets
+from raycnn.data.webdataset import read_samples, shards_of
 from raycnn.errors import DataError
 from raycnn.storage import Entry, open_images
 
 _LISTING: Final = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+_CANDIDATE: Final = ("key", "offset", "length", "size", "etag", "reason", "alias")
 _SYSTEM_NAMES: Final = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 _MAX_KEY_BYTES: Final = 1024
 
@@ -33,7 +35,7 @@ class Source:
         root: uri that the keys are relative to.
         kind: what a target is.
         classes: names by label, sorted; numbers by value.
-        rows: key, offset, length, size, etag, name (the class or classes by name), label, labels, value, split
+        rows: key, offset, length, size, etag, alias, name (the class or classes by name), label, labels, value, split
             (null: not said), group and reason (why it cannot be a row; null: it may).
     """
 
@@ -44,7 +46,7 @@ class Source:
 
 
 def read_source(uri: str) -> Source:
-    """List a source: a manifest if its name ends in .csv or .parquet, else a tree of class folders.
+    """List a source: a manifest if its name ends in .csv or .parquet, else a tree of class folders or of tar shards.
 
     Raises:
         DataError: nothing there, a manifest that cannot be used, or folders that could mean two things.
@@ -57,7 +59,8 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
     """Images without targets: all below a folder, or the `key` column of a manifest.
 
     Returns:
-        the uri that keys are relative to, and a table of key, offset, length, sha256 (null: not known), key_hash.
+        the uri that keys are relative to, and a table of key, offset, length, alias, sha256 (null: not known) and
+        key_hash.
         System files are left out, and so are unsafe keys.
     """
     if _is_manifest(uri):
@@ -67,8 +70,8 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
         root, rows = reader.uri, _whole_objects(_listing(reader.list()))
     usable = pc.is_in(rows["reason"], value_set=pa.array([None, "missing"], pa.string()))
     rows = rows.filter(usable)
-    hashes = pa.array(key_hashes(rows["key"], rows["offset"]))
-    rows = rows.select(["key", "offset", "length"]).append_column("sha256", pa.nulls(len(rows), pa.binary(32)))
+    hashes = pa.array(key_hashes(rows))
+    rows = rows.select(["key", "offset", "length", "alias"]).append_column("sha256", pa.nulls(len(rows), pa.binary(32)))
     return root, rows.append_column("key_hash", hashes)
 
 
@@ -106,6 +109,9 @@ def _from_tree(uri: str) -> Source:
     rows = _whole_objects(_listing(reader.list()))
     if not len(rows):
         raise DataError("no objects", where=f"data.source: {reader.uri}", fix="check the address")
+    if (shards := shards_of(rows)) is not None:
+        samples = read_samples(reader, shards)
+        return _source(reader.uri, samples.rows, targets(samples.labels), samples.split, pa.nulls(len(samples.rows)))
     usable = pc.is_null(rows["reason"].combine_chunks())
     top, rest = _first_part(rows["key"])
     tops = pc.unique(top.filter(usable)).drop_null().to_pylist()
@@ -162,9 +168,8 @@ def _manifest_rows(uri: str, table: pa.Table) -> tuple[str, pa.Table]:
     for wrong, reason in checks:
         wrong = pc.and_(pc.is_null(reasons), pc.fill_null(wrong, False))
         reasons = pc.if_else(wrong, reason, reasons)
-    columns = [keys, offset, pc.fill_null(length, 0), size, found["etag"], reasons]
-    rows = pa.table(columns, names=["key", "offset", "length", "size", "etag", "reason"])
-    return reader.uri, rows
+    columns = [keys, offset, pc.fill_null(length, 0), size, found["etag"], reasons, table["alias"]]
+    return reader.uri, pa.table(columns, names=_CANDIDATE)
 
 
 def _listing(entries: Iterable[Entry], wanted: pa.Array | None = None) -> pa.Table:
@@ -185,8 +190,10 @@ def _whole_objects(listing: pa.Table) -> pa.Table:
     for batch in listing.to_batches():
         reasons += [_refusal(key) for key in batch["key"].to_pylist()]
     zeros = pa.array(np.zeros(len(listing), np.int64))
-    columns = [listing["key"], zeros, listing["size"], listing["size"], listing["etag"], pa.array(reasons, pa.string())]
-    return pa.table(columns, names=["key", "offset", "length", "size", "etag", "reason"]).combine_chunks()
+    no_alias = pa.nulls(len(listing), pa.string())
+    reason = pa.array(reasons, pa.string())
+    columns = [listing["key"], zeros, listing["size"], listing["size"], listing["etag"], reason, no_alias]
+    return pa.table(columns, names=_CANDIDATE).combine_chunks()
 
 
 def _refusal(key: str) -> str | None:

@@ -27,6 +27,7 @@ _OPTIONAL: Final = {
     "group": pa.string(),
     "offset": pa.int64(),  # with length: the bytes of the object that are the image
     "length": pa.int64(),
+    "alias": pa.string(),  # what the image is called, where its key does not tell
 }
 
 
@@ -48,7 +49,7 @@ class Targets:
 
 
 def read_table(uri: str, required: tuple[str, ...]) -> pa.Table:
-    """A manifest with the `required` columns, and split, group, offset and length, null where it has none.
+    """A manifest with the `required` columns, and split, group, offset, length and alias, null where it has none.
 
     Raises:
         DataError: it is not there or not readable, lacks a column, or names an unknown split.
@@ -153,7 +154,8 @@ def _typed(table: pa.Table, required: tuple[str, ...], where: str) -> pa.Table:
     meaning = pa.array([SPLIT_NAMES[word.lower()] if word else None for word in words], pa.string())
     places = pc.index_in(columns["split"], value_set=pa.array(words, pa.string()))
     columns["split"] = meaning.take(places.combine_chunks())
-    columns["group"] = pc.if_else(pc.equal(columns["group"], ""), pa.scalar(None, pa.string()), columns["group"])
+    for name in ("group", "alias"):
+        columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
     return pa.table(columns)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raycnn.config import Config
-from raycnn.data.manifest import Index, read_index
+from raycnn.data.manifest import Index, read_index, shown_names
 from raycnn.data.reader import COLUMNS
 from raycnn.errors import DataError
 from raycnn.results.inference import infer
@@ -74,7 +74,7 @@ def score(
     reasons = np.concatenate([scored.reasons for scored in found])
     good = reasons == ""
     if (~good).mean() > config.data.bad_image_budget:
-        keys = table["key"].to_pylist()
+        keys = shown_names(table).to_pylist()
         bad = ", ".join(f"{keys[i]} ({reasons[i]})" for i in np.flatnonzero(~good)[:20])
         raise DataError(f"{(~good).sum()} of {len(table)} images cannot be read: {bad}", where="data.bad_image_budget")
     logits_NK = np.concatenate([scored.logits_NK for scored in found])[good]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycnn.config import Config
-from raycnn.data.manifest import read_index
+from raycnn.data.manifest import read_index, shown_names
 from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
 from raycnn.errors import DataError
@@ -48,7 +48,7 @@ def predict(config: Config) -> dict[str, Any]:
         raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
     facts = read_state(store, commit).network
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
-    keys, unreadable = table["key"], 0
+    keys, unreadable = shown_names(table), 0
     schema = pa.schema(
         [
             ("key", pa.string()),

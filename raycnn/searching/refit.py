@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycnn.cluster import resources
 from raycnn.config import Config, load_config
-from raycnn.data.manifest import Index, content_hash, write_index
+from raycnn.data.manifest import Index, content_hash, sort_rows, write_index
 from raycnn.searching.crew import full_width
 from raycnn.searching.winner import Winner
 from raycnn.storage import Store
@@ -53,8 +52,5 @@ def joined(index: Index) -> Index:
     split = index.manifest["split"]
     merged = pc.if_else(pc.equal(split, "val"), "train", split)
     manifest = index.manifest.set_column(index.manifest.schema.get_field_index("split"), "split", merged)
-    manifest = manifest.cast(index.manifest.schema).sort_by(
-        [("split", "ascending"), ("label", "ascending"), ("key", "ascending"), ("offset", "ascending")]
-    )
-    table: pa.Table = manifest.combine_chunks()
+    table = sort_rows(manifest.cast(index.manifest.schema))
     return replace(index, hash=content_hash(table, index.kind, index.classes), manifest=table)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from raycnn.data.manifest import shown_names
 from raycnn.errors import DataError
 from raycnn.training.state import TrainState
 
@@ -33,7 +34,7 @@ class BadRows:
         Raises:
             DataError: more images are bad than the budget allows; names the first 20.
         """
-        keys = self.table["key"].take(pa.array([row for row, _ in failures])).to_pylist()
+        keys = shown_names(self.table).take(pa.array([row for row, _ in failures])).to_pylist()
         reasons = [reason for _, reason in failures]
         bad = {**state.bad_rows, **dict(zip(keys, reasons, strict=True))}
         found, objects = self.quarantined + len(bad), self.quarantined + self.rows

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raycnn.config import Depth
 from raycnn.data.dataset import Batch, ScanOrder, TrainOrder, batches_per_block, stream
+from raycnn.data.manifest import shown_names
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.errors import RaycnnError
@@ -48,7 +49,7 @@ class Task:
     def keys(self, step: int, limit: int) -> list[str]:
         """The first images of a step, by key."""
         rows, _ = self.plan.share(step)
-        found: list[str] = self.table["key"].take(pa.array(rows[:limit])).to_pylist()
+        found: list[str] = shown_names(self.table).take(pa.array(rows[:limit])).to_pylist()
         return found
 
 

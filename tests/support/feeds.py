@@ -98,6 +98,6 @@ class World:
         for number in numbers:
             name, data = f"{number:02d}.png", encode(pixels(number, SIZE, SIZE), "PNG")
             place = {"key": name, "offset": 0, "length": len(data), "sha256": hashlib.sha256(data).digest()}
-            found.append({**place, "key_hash": number, "label": number % 3})
+            found.append({**place, "key_hash": number, "label": number % 3, "alias": None})
             (self.folder / name).write_bytes(data[::-1] if number in BROKEN else data)
         return pa.Table.from_pylist(found)

@@ -44,7 +44,7 @@ def test_status_follows_from_steps_and_evaluations():
 
 
 def test_bad_rows_are_counted_once_and_named_over_the_budget():
-    table = pa.table({"key": [f"k{n}" for n in range(96)]})
+    table = pa.table({"key": [f"k{n}" for n in range(96)], "alias": pa.nulls(96, pa.string())})
     budget = BadRows(table, rows=96, quarantined=4, budget=0.05)
     state = budget.count(TrainState(FACTS), [(3, "missing")])
     assert budget.count(state, [(3, "missing")]) == state
