@@ -90,6 +90,9 @@ def run(arguments: Sequence[str], progress: Progress) -> Any:
     verb, path = options.pop("verb"), options.pop("config")
     address, verbose = options.pop("address"), options.pop("verbose")
     options.pop("json")
+    extra = {"shard": options.pop("shard")} if verb == "index" else {}
+    if options.pop("keep_bytes", False):
+        options["shards.keep_bytes"] = "true"
     known = dict(fields())
     overrides = {name: _value(text, known[name]) for name, text in options.items() if text is not None}
     if verb == "runs" and path and not path.endswith((".yaml", ".yml")):
@@ -102,7 +105,7 @@ def run(arguments: Sequence[str], progress: Progress) -> Any:
     if verb == "runs":
         return verbs.runs(config.run.storage)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints at times; stdout is for the result alone
-        return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose)
+        return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose, **extra)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--address", default="local", help="local: a private Ray here; auto or an address: join it")
         sub.add_argument("--json", action="store_true", help="one line, one JSON object, also on failure")
         sub.add_argument("--verbose", action="store_true", help="show Ray's own logs")
+        if verb == "index":
+            sub.add_argument("--shard", action="store_true", help="also write the images as tar shards")
+            sub.add_argument("--keep-bytes", action="store_true", help="short for --shards.keep_bytes true")
         settings = sub.add_argument_group("settings")
         for name, info in fields():
             help_text = " ".join((info.description or "").split()).replace("%", "%%")

@@ -22,12 +22,20 @@ def _silent(progress: dict[str, Any], lines: list[str]) -> None:
     """Show nothing."""
 
 
-def index(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def index(
+    config: Source, *, shard: bool = False, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
     """Index the source: every object becomes a row of the manifest or is quarantined with a reason.
+
+    Args:
+        config: what to index.
+        shard: also write the images as tar shards, see raycnn.data.shards and the section `shards`.
+        address, show, verbose: as of all verbs.
 
     Returns:
         {rows, classes: {name: count}, splits: {name: count}, quarantined: [{key, reason}],
-        quarantined_by: {split: {class: count}}, duplicates, manifest}
+        quarantined_by: {split: {class: count}}, duplicates, manifest}; with `shard` also
+        shards: {source: the data.source to train on, shards, rows, bytes, skipped: [{key, reason}]}
 
     Raises:
         ConfigError, DataError, StorageError
@@ -37,7 +45,17 @@ def index(config: Source, *, address: str = "local", show: Show = _silent, verbo
 
     settings = dated(load_config(config))
     with connect(address, verbose=verbose):
-        return summary(_index(settings, show))
+        index = _index(settings, show)
+        found = summary(index)
+        if shard:
+            from raycnn.data.shards import write_shards
+            from raycnn.storage import open_store
+
+            def shown(done: int, total: int) -> None:
+                show({"phase": f"shards: {done} of {total}"}, [])
+
+            found["shards"] = write_shards(index, open_store(settings.run.storage), settings.shards, shown)
+        return found
 
 
 def train(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from raycnn.config.sections import (
     Phase,
     PredictConfig,
     RunConfig,
+    ShardsConfig,
     TrainConfig,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SearchConfig",
     "Section",
+    "ShardsConfig",
     "TrainConfig",
     "dated",
     "fields",

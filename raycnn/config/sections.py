@@ -243,6 +243,21 @@ class PredictConfig(Section):
     """Checkpoint: a step, best or latest."""
 
 
+class ShardsConfig(Section):
+    """What `index --shard` writes: the same images again, many to a file, ready for fast reading."""
+
+    folder: str | None = None
+    """Where to, s3://bucket/prefix or a directory; default: run.storage/shards/ and a name of what is written."""
+    shard_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)] = 96_000_000
+    """Size of one tar file, about."""
+    short_side: Annotated[int, Field(ge=32)] = 256
+    """Larger images are made smaller, to this many pixels on their short side."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Of the JPEGs."""
+    keep_bytes: bool = False
+    """Pack the files as they are, whatever their format and size."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -256,6 +271,7 @@ class Config(Section):
     evaluate: Annotated[EvaluateConfig, OPERATIONAL] = EvaluateConfig()
     predict: Annotated[PredictConfig, OPERATIONAL] = PredictConfig()
     search: Annotated[SearchConfig, OPERATIONAL] = SearchConfig()
+    shards: Annotated[ShardsConfig, OPERATIONAL] = ShardsConfig()
 
     @model_validator(mode="after")
     def _exact_statistics(self) -> Config:
