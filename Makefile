@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench peers format clean
 
 install: .venv/.installed
 
@@ -56,12 +56,24 @@ zoo: install
 demo: install
 	$(BIN)/python -m raycnn.demo
 
-bench: install
+bench: install peers
 	$(BIN)/python -m tests.bench
+
+# What the bench compares with, beside .venv and on top of it.
+peers: .venv-peers/.installed
+
+# Their own claims on versions of torch and numpy are too old: what of them is needed is listed.
+.venv-peers/.installed: tests/bench/peers.txt tests/bench/peers-needs.txt | install
+	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-peers/venv.pth
+	mv .venv-peers/venv.pth $$(.venv-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/bench/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/peers-needs.txt
+	touch $@
 
 format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv-peers demo-output

@@ -8,11 +8,13 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from raycnn.cluster import available_cpus
 from tests.bench.ingest import ingest
 from tests.bench.promises import exact, promises
 from tests.bench.search import search
+from tests.bench.table import markdown, plot
 from tests.bench.training import first_step, large_index, memory
+
+OUT = Path(__file__).parent / "out"
 
 
 def main() -> None:
@@ -30,10 +32,10 @@ def main() -> None:
         print(f"==> {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="raycnn-bench-") as folder:
             rows += measures[name](Path(folder))
-    print(f"\n{available_cpus()} CPUs, Python {sys.version.split()[0]}\n")
-    print("| what | raycnn | against | ratio | goal |\n|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+    OUT.mkdir(exist_ok=True)
+    (OUT / "table.md").write_text(markdown(rows))
+    plot(rows, OUT / "table.svg")
+    print(f"\n{markdown(rows)}\n{OUT}: table.md, table.svg", flush=True)
 
 
 if __name__ == "__main__":

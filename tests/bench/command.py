@@ -31,10 +31,10 @@ def config_of(source: Path, storage: Path, image_size: int = 32, **changes: Any)
     }
 
 
-def timed(verb: str, config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+def timed(verb: str, config: dict[str, Any], folder: Path, *flags: str) -> tuple[dict[str, Any], float]:
     """What `raycnn VERB --json` prints, and the seconds from the command to its end."""
     start = time.perf_counter()
-    printed = subprocess.run(command_of(verb, config, folder), stdout=subprocess.PIPE, check=True).stdout
+    printed = subprocess.run([*command_of(verb, config, folder), *flags], stdout=subprocess.PIPE, check=True).stdout
     return json.loads(printed), time.perf_counter() - start
 
 

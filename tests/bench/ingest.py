@@ -1,76 +1,122 @@
-"""Images a second into the training loop, against Ray Data's own way."""
+"""Images a second into the training loop: raycnn, what else a user might pick, and the limit, in turn in one run."""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import raycnn
-from raycnn.cluster import connect, division
-from raycnn.config import AugmentConfig
-from raycnn.data.dataset import TrainOrder, batches_per_block, stream
-from raycnn.data.decode import Limits
-from raycnn.data.manifest import read_index
-from raycnn.data.plan import Plan
-from raycnn.data.reader import COLUMNS, ImageReader
-from raycnn.data.transforms import Preprocessing
-from raycnn.storage import open_store
-from tests.bench.command import Row, config_of
+import boto3
+
+from raycnn.demo.server import ObjectServer
+from tests.bench.command import Row, config_of, timed
 from tests.bench.pictures import write_tree
+from tests.bench.pipelines import SIZE
 
 ROUNDS = 3
-BATCH = 32
-SIZE = 224
+NUM_IMAGES = 5000
+BUCKET = "bench"
+PEERS = Path(".venv-peers/bin/python")
+"""Where LitData, WebDataset and MosaicML Streaming are installed; `make peers`."""
+FORMATS = {"litdata": "LitData", "webdataset": "WebDataset", "mosaic": "MosaicML Streaming"}
+
+Side = tuple[str, str]
+"""A pipeline's name and its source."""
 
 
 def ingest(root: Path) -> list[Row]:
-    """From the first batch on, against ray.data.read_images."""
-    write_tree(root / "photos", 1500)
-    config = config_of(root / "photos", root / "runs", image_size=SIZE)
-    with connect():
-        manifest = raycnn.index(config)["manifest"]
-        index = read_index(open_store(str(root / "runs")), Path(manifest).parent.name, [*COLUMNS, "split"])
-        ours, theirs = alternate(lambda: our_rate(index), lambda: read_images_rate(root / "photos"))
-    name = f"ingest to uint8 batches of {SIZE} px, JPEG 500x375, images/s, medians of {ROUNDS}"
-    return [(name, f"{ours:.0f}", f"ray.data.read_images {theirs:.0f}", f"{ours / theirs:.2f}", ">= 2")]
+    """Medians of ROUNDS, the sides by turns."""
+    write_tree(root / "photos", NUM_IMAGES)
+    with ObjectServer(root / "objects") as server:
+        os.environ.update(server.environment)
+        server.make_bucket(BUCKET)
+        upload(root / "photos", "photos")
+        files, objects = str(root / "photos"), f"s3://{BUCKET}/photos"
+        index, remote = index_of(files, root), index_of(objects, root)
+        small, kept = (index_of(shards_of(objects, root, *flags), root) for flags in ((), ("--keep-bytes",)))
+        sides: dict[str, Side] = {
+            "raycnn": ("raycnn", index),
+            "threads": ("threads", index),
+            "limit": ("limit", files),
+            "DataLoader": ("torch_loader", files),
+            "Ray Data": ("ray_data", files),
+            "objects": ("raycnn", remote),
+            "shards": ("raycnn", small),
+            "kept": ("raycnn", kept),
+        }
+        for peer in FORMATS if PEERS.exists() else ():
+            run("write", peer, files, str(root / peer))
+            upload(root / peer, peer)
+            sides[peer] = (peer, f"s3://{BUCKET}/{peer}")
+        found = by_turns(sides)
+    return rows_of(found)
 
 
-def our_rate(index: Any) -> float:
-    """Random resized crops; one rank's stream with the CPUs of a rank that only waits."""
-    prep = Preprocessing(SIZE, 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    reader = ImageReader(index.source, prep, Limits(10**8, 10**8), augment=AugmentConfig())
-    table = index.rows("train").select(COLUMNS)
-    plan = Plan(len(table), BATCH, 0)
-    order = TrainOrder(plan, 0, 1, 0, plan.steps(2), batches_per_block(BATCH))
-    return rate(len(batch.rows) for batch in stream(reader, table, order, task_cpus=division(1).total / 2))
+def rows_of(found: dict[str, float]) -> list[Row]:
+    """What is held against what."""
+    compared = [
+        ("ingest from files", "raycnn", "DataLoader", "torch DataLoader, 2 workers", ">= 2"),
+        ("ingest from files", "raycnn", "Ray Data", "Ray Data read_images, map_batches", ">= 4"),
+        ("decode path in bare threads", "threads", "limit", "simplejpeg alone, the limit", ">= 0.8"),
+        ("ingest from files", "raycnn", "threads", "the decode path in bare threads", ">= 0.75"),
+        *(("ingest from S3, kept bytes", "kept", peer, f"{name}'s format", ">= 1.2") for peer, name in FORMATS.items()),
+        ("ingest from S3, tar shards", "shards", "objects", "one object each", ">= 1.8"),
+    ]
+    return [_row(*each, found) for each in compared if each[2] in found]
 
 
-def read_images_rate(folder: Path) -> float:
-    """read_images decodes and squashes to SIZE; no crop, no flip, order as it comes."""
-    import ray
-
-    dataset = ray.data.read_images(str(folder), size=(SIZE, SIZE), mode="RGB")
-    dataset = dataset.union(ray.data.read_images(str(folder), size=(SIZE, SIZE), mode="RGB"))
-    dataset.context.enable_progress_bars = False
-    return rate(len(batch["image"]) for batch in dataset.iter_torch_batches(batch_size=BATCH))
+def _row(what: str, ours: str, theirs: str, label: str, goal: str, found: dict[str, float]) -> Row:
+    mine, other = found[ours], found[theirs]
+    return f"{what}, images/s", f"{mine:.0f}", f"{label} {other:.0f}", f"{mine / other:.2f}", goal
 
 
-def rate(batches: Any) -> float:
-    """Rows a second after the first batch."""
-    rows, start = 0, None
-    for size in batches:
-        if start is None:
-            start = time.perf_counter()
-        else:
-            rows += size
-    assert start is not None
-    return rows / (time.perf_counter() - start)
+def by_turns(sides: dict[str, Side]) -> dict[str, float]:
+    """The median steady rate of each side."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            rates[name].append(json.loads(run(*side))["steady"])
+            print(f"{name}: {rates[name][-1]:.0f} images/s", file=sys.stderr, flush=True)
+    return {name: statistics.median(each) for name, each in rates.items()}
 
 
-def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-    """Medians of ROUNDS measurements of each, in turn."""
-    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+def run(name: str, *arguments: str) -> str:
+    """What a pipeline's own process prints last."""
+    python = str(PEERS) if {name, *arguments[:1]} & {*FORMATS} else sys.executable
+    command = [python, "-m", "tests.bench.pipelines", name, *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        done.check_returncode()
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+def index_of(source: str, root: Path) -> str:
+    """STORAGE/index/HASH of a new index."""
+    manifest: str = indexed(source, root)["manifest"]
+    return manifest.rpartition("/")[0]
+
+
+def shards_of(source: str, root: Path, *flags: str) -> str:
+    """The manifest of a source's images in tar shards, in the object store."""
+    folder = f"s3://{BUCKET}/shards{''.join(flags)}"
+    shards: dict[str, str] = indexed(source, root, "--shard", "--shards.folder", folder, *flags)["shards"]
+    return shards["source"]
+
+
+def indexed(source: str, root: Path, *flags: str) -> dict[str, Any]:
+    config = config_of(root, root / "runs", image_size=SIZE) | {"data": {"source": source}}
+    return timed("index", config, root, *flags)[0]
+
+
+def upload(folder: Path, prefix: str) -> None:
+    client = boto3.client("s3")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda p: client.upload_file(str(p), BUCKET, f"{prefix}/{p.relative_to(folder)}"), files))

@@ -96,7 +96,9 @@ def rows_of(folder: Path) -> pa.Table:
     for number, path in enumerate(sorted(folder.rglob("*.jpg"))):
         data = path.read_bytes()
         place = {"key": str(path.relative_to(folder)), "offset": 0, "length": len(data)}
-        found.append({**place, "sha256": hashlib.sha256(data).digest(), "key_hash": number, "label": number % 2})
+        found.append(
+            {**place, "sha256": hashlib.sha256(data).digest(), "key_hash": number, "label": number % 2, "alias": None}
+        )
     return pa.Table.from_pylist(found)
 
 
