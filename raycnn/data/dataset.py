@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raycnn.data.plan import Plan
-from raycnn.data.reader import PADDING, ImageReader
+from raycnn.data.reader import PADDING, ImageReader, Images
 from raycnn.errors import RaycnnError, decode_error, encode_error
 
 Int64s = npt.NDArray[np.int64]
@@ -117,11 +117,14 @@ class Batch:
     """Images of one step or chunk.
 
     rows holds the row ids, PADDING where a place is empty or its image could not be read; failures says which and why.
+    fetch_s and decode_s are the seconds that a task took for it.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
     rows: Int64s
     failures: tuple[tuple[int, str], ...]
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
 
 
 def batches_per_block(batch_rows: int, wanted: int | None = None) -> int:
@@ -139,15 +142,17 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
         rows, epochs = order.block(int(ids["id"][0]))
         error = ""  # travels as data: Ray keeps only the text of what a task raises
         try:
-            images, reasons = reader.read(ray.get(table_ref), rows, epochs)
+            read = reader.read(ray.get(table_ref), rows, epochs)
         except RaycnnError as failure:
             size, error = reader.preprocessing.image_size, encode_error(failure)
-            images, reasons = np.zeros((len(rows), size, size, 3), np.uint8), [""] * len(rows)
+            read = Images(np.zeros((len(rows), size, size, 3), np.uint8), [""] * len(rows), 0, 0)
         return {
-            "image": images,
+            "image": read.images_NHWC,
             "row": rows,
-            "reason": np.array(reasons, dtype=np.str_),
+            "reason": np.array(read.reasons, dtype=np.str_),
             "error": np.array([error] * len(rows), dtype=np.str_),
+            "fetch_s": np.full(len(rows), read.fetch_s / len(rows)),
+            "decode_s": np.full(len(rows), read.decode_s / len(rows)),
         }
 
     # not range or from_arrow, whose tasks take a whole CPU each and wait for ever where less is free
@@ -219,7 +224,7 @@ def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batc
         if failures:
             rows = rows.copy()
             rows[failed] = PADDING
-        yield Batch(got["image"], rows, failures)
+        yield Batch(got["image"], rows, failures, float(got["fetch_s"].sum()), float(got["decode_s"].sum()))
 
 
 def _batches_of(order: Order, first: int, last: int) -> Iterator[Int64s]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,25 @@ COLUMNS = ("key", "offset", "length", "sha256", "key_hash", "alias")
 
 PADDING = -1
 """Row id of a place in a batch that holds no image."""
+
+_DECODES_AT_ONCE: Final = 2  # of the threads of one reader; more than CPUs would only add to its memory
+
+
+@dataclass(frozen=True)
+class Images:
+    """What reading some rows gave.
+
+    Attributes:
+        images_NHWC: uint8[rows, S, S, 3]. Padding and failed rows are black.
+        reasons: per row why it could not be read, "" where it could.
+        fetch_s: seconds of the reading in which decoding waited for bytes.
+        decode_s: the other seconds of it.
+    """
+
+    images_NHWC: npt.NDArray[np.uint8]
+    reasons: list[str]
+    fetch_s: float
+    decode_s: float
 
 
 @dataclass(frozen=True)
@@ -55,19 +78,14 @@ class ImageReader:
         limits = Limits(data.max_pixels, data.max_bytes)
         return cls(source, preprocessing, limits, data.fetch_threads, **view)
 
-    def read(
-        self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    def read(self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Images:
         """Images of `rows` of `table` as seen in `epochs`.
-
-        Returns:
-            uint8[len(rows), S, S, 3], and per row why it could not be read ("" where it could). Padding and failed
-            rows are black.
 
         Raises:
             StorageError: the store itself failed; a single missing or broken object is a verdict, not an error.
         """
         _keep_freed_memory()
+        start, decoders = time.perf_counter(), _Decoders(min(_DECODES_AT_ONCE, self.fetch_threads))
         size = self.preprocessing.image_size
         images_NHWC = np.zeros((len(rows), size, size, 3), np.uint8)
         places = np.flatnonzero(rows != PADDING)
@@ -78,23 +96,46 @@ class ImageReader:
 
         def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
             try:
-                images_NHWC[place] = self._view(row, draws_of_row)
+                _, image = open_row(self.source, row, self.limits, decoders)
+                with decoders():
+                    images_NHWC[place] = self._view(image, draws_of_row)
             except (ObjectNotFound, ObjectDamaged, BadImage) as error:
                 reasons[place] = reason_of(error)
 
         with ThreadPoolExecutor(self.fetch_threads) as pool:
             list(pool.map(fill, places, picked.to_pylist(), draws))
-        return images_NHWC, reasons
+        total_s = time.perf_counter() - start
+        decode_s = min(decoders.busy_s / decoders.number, total_s)
+        return Images(images_NHWC, reasons, total_s - decode_s, decode_s)
 
-    def _view(self, row: dict[str, Any], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        _, image = open_row(self.source, row, self.limits)
+    def _view(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
         if self.augment is None:
             return eval_view(image, self.preprocessing)
         return train_view(image, self.preprocessing, self.augment, draws)
 
 
-def open_row(source: str, row: dict[str, Any], limits: Limits) -> tuple[bytes, Image.Image]:
-    """The bytes of one row and the image they are, checked against the index.
+class _Decoders:
+    """Lets a number of threads decode at the same time, and counts how long they did."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.busy_s = number, 0.0
+        self._free, self._lock = threading.Semaphore(number), threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._free:
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self.busy_s += time.perf_counter() - start
+
+
+def open_row(
+    source: str, row: dict[str, Any], limits: Limits, decoding: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> tuple[bytes, Image.Image]:
+    """The bytes of one row and the image they are, checked against the index; decoded inside `decoding`.
 
     Raises:
         ObjectNotFound, ObjectDamaged, BadImage: it cannot be used.
@@ -109,7 +150,11 @@ def open_row(source: str, row: dict[str, Any], limits: Limits) -> tuple[bytes, I
     def read() -> bytes:
         return _images(source).get(row["key"], row["offset"], row["length"])
 
-    return read_image(read, fault, lambda data: decode(data, limits))
+    def open_image(data: bytes) -> Image.Image:
+        with decoding():
+            return decode(data, limits)
+
+    return read_image(read, fault, open_image)
 
 
 def reason_of(error: ObjectNotFound | ObjectDamaged | BadImage) -> str:

@@ -52,7 +52,7 @@ def _features(network: Network, reader: ImageReader, table: pa.Table) -> npt.NDA
     try:
         for start in range(0, len(table), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(table)), dtype=np.int64)
-            images_NHWC, _ = reader.read(table, rows, np.zeros_like(rows))
+            images_NHWC = reader.read(table, rows, np.zeros_like(rows)).images_NHWC
             with torch.inference_mode():
                 found.append(in_chunks(prefix, normalize(torch.from_numpy(images_NHWC)), _CHUNK).flatten(1).numpy())
     finally:

@@ -33,7 +33,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
         cache: where activations would be kept.
     """
     rows = np.arange(task.chunk, dtype=np.int64) % task.plan.num_rows
-    images_NHWC, _ = task.reader.read(task.table, rows, np.zeros_like(rows))  # warms up
+    images_NHWC = task.reader.read(task.table, rows, np.zeros_like(rows)).images_NHWC  # warms up
     read_s = _seconds(lambda: task.reader.read(task.table, rows, np.zeros_like(rows)))
     images = to_device(images_NHWC, body.device)
     cuts: dict[Depth, CutCost] = {}

@@ -165,7 +165,7 @@ class ReusingFeed(Feed):
         batch, values = found
         images = values.pop(PIXELS, batch.images_NHWC)
         taps = {depth: from_rows(values[str(depth)], dtype).to(self.device) for depth, dtype in self._dtypes.items()}
-        return KeptBatch(images, batch.rows, batch.failures, taps)
+        return KeptBatch(images, batch.rows, batch.failures, taps=taps)
 
     def _turns(self, segment: str) -> Iterator[int]:
         """The parts of a segment: first those that no other pack computes, then those that one did, or left undone."""

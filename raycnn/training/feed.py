@@ -17,6 +17,7 @@ from raycnn.data.manifest import shown_names
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.errors import RaycnnError
+from raycnn.training.clock import Clock
 from raycnn.training.device import to_device
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
@@ -62,10 +63,14 @@ class Feed:
         device: where to compute.
         ranks: whose share of each step this is.
         total: steps of the longest fit, the end of the stream; may grow.
+        clock: of the time that transfers take.
     """
 
-    def __init__(self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int) -> None:
+    def __init__(
+        self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int, clock: Clock | None = None
+    ) -> None:
         self.task, self.prefix, self.device, self.total = task, prefix, device, total
+        self._clock = clock or Clock()
         self._rank, self._world = ranks.rank, ranks.world
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None
@@ -89,7 +94,9 @@ class Feed:
 
     def inputs(self, batch: Batch, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """The input of the suffix at each of the depths, one row per place of the batch."""
-        return self.prefix.taps(to_device(batch.images_NHWC, self.device), depths)
+        with self._clock("transfer"):
+            images = to_device(batch.images_NHWC, self.device)
+        return self.prefix.taps(images, depths)
 
     def validation(self) -> Iterator[Batch]:
         """This rank's validation batches, of chunk rows each; over all ranks every row once."""

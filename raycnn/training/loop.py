@@ -14,11 +14,12 @@ from raycnn.training.member import Member
 from raycnn.training.monitor import Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.validation import validate
+from raycnn.training.verdict import EpochTimes, sentence, verdict
 
 
 def train(
     members: Sequence[Member], feed: Feed, ranks: Ranks, bad_rows: BadRows, reporter: Reporter | None, clock: Clock,
-    until: int | None = None, leaving: Callable[[], bool] = lambda: False,
+    until: int | None = None, leaving: Callable[[], bool] = lambda: False, times: EpochTimes | None = None,
 ) -> bool:  # fmt: skip
     """Train members that all stand at the same step until each has ended or stands at step `until`, or any rank leaves.
 
@@ -35,10 +36,11 @@ def train(
         with clock("data"):
             batch, error = next_batch(feed, step)
         error = error or next(filter(None, (member.recorder.failure() for member in live)), None)
-        agreed = ranks.agree(
-            int((batch.rows != PADDING).sum()), leaving=leaving(),
-            failed=error is not None, bad_rows=len(batch.failures),
-        )  # fmt: skip
+        with clock("ranks"):
+            agreed = ranks.agree(
+                int((batch.rows != PADDING).sum()), leaving=leaving(),
+                failed=error is not None, bad_rows=len(batch.failures),
+            )  # fmt: skip
         if agreed.failed:
             ranks.raise_first(error)
         if agreed.bad_rows:
@@ -62,6 +64,10 @@ def train(
                 found = validate([member.learner for member in evaluating], feed, ranks)
             for member, metrics in zip(evaluating, found, strict=True):
                 member.evaluated(metrics)
+        if times:
+            times.read(batch)
+            if live and live[0].completes_an_epoch():
+                conclude_epoch(live[0], times, ranks, reporter)
         for member in live:
             if member in evaluating or due(member.state.step, member.config.train.checkpoint_every, member.total):
                 member.commit(evaluated=member in evaluating)
@@ -69,6 +75,15 @@ def train(
         if reporter and live:
             report(reporter, live[0], clock, evaluated=bool(evaluating))
     return False
+
+
+def conclude_epoch(member: Member, times: EpochTimes, ranks: Ranks, reporter: Reporter | None) -> None:  # all ranks
+    """Say what the epoch's time went to."""
+    found = verdict(ranks.gather(times.close()))
+    epoch = round(member.epochs)
+    member.line(epoch=epoch, **found)
+    if reporter:
+        reporter.line(sentence(epoch, found))
 
 
 def close(member: Member, ranks: Ranks) -> RaycnnError | None:  # all ranks

@@ -106,6 +106,15 @@ class Member:
         """Whether the step just done is followed by an evaluation."""
         return evaluation_due(self.state.step, self.config.train.eval_every, self._plan, self.total)
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the training rows so far."""
+        return self._plan.epochs(self.state.step)
+
+    def completes_an_epoch(self) -> bool:
+        """Whether the step just done does, or is the last."""
+        return evaluation_due(self.state.step, 1, self._plan, self.total)
+
     def next_evaluation(self) -> int:
         """The step after which it is evaluated next."""
         every, plan = self.config.train.eval_every, self._plan

@@ -28,6 +28,7 @@ from raycnn.training.recorder import Recorder, Run
 from raycnn.training.serialize import decode_optimizer, decode_weights
 from raycnn.training.setup import INDEX_COLUMNS, Body, task_of, weights_of_classes
 from raycnn.training.state import TrainState
+from raycnn.training.verdict import EpochTimes
 
 MAX_ATTEMPTS = 3
 
@@ -101,7 +102,8 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     def leaving() -> bool:
         return reporter is not None and reporter.leaving
 
-    train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving)
+    times = EpochTimes(clock)
+    train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving, times=times)
     with clock("checkpoint"):
         failure = close(member, ranks)
     if failure:
@@ -134,7 +136,7 @@ def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
     if run:
         run.shown.update(decode_lines(files["metrics.jsonl"]), commit.step)
     member = Member(learner, state, Recorder(run, commit), task, clock)
-    return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total), bad_rows)
+    return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total, clock), bad_rows)
 
 
 def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:

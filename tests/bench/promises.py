@@ -75,9 +75,9 @@ class Reading(Feed):
 
     def batch(self, step: int) -> Batch:
         rows, epochs = self.task.plan.share(step, self._rank, self._world)
-        images, reasons = self.task.reader.read(self.task.table, rows, epochs)
-        assert not any(reasons)
-        return Batch(images, rows, ())
+        read = self.task.reader.read(self.task.table, rows, epochs)
+        assert not any(read.reasons)
+        return Batch(read.images_NHWC, rows, ())
 
 
 class Checking(Reading):
@@ -96,10 +96,8 @@ def rows_of(folder: Path) -> pa.Table:
     for number, path in enumerate(sorted(folder.rglob("*.jpg"))):
         data = path.read_bytes()
         place = {"key": str(path.relative_to(folder)), "offset": 0, "length": len(data)}
-        found.append(
-            {**place, "sha256": hashlib.sha256(data).digest(), "key_hash": number, "label": number % 2, "alias": None}
-        )
-    return pa.Table.from_pylist(found)
+        found.append({**place, "sha256": hashlib.sha256(data).digest(), "key_hash": number, "label": number % 2})
+    return pa.Table.from_pylist(found).append_column("alias", pa.nulls(len(found), pa.string()))
 
 
 def _compare(ranks: Ranks, folder: Path) -> dict[str, Any]:  # all ranks

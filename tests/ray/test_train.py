@@ -77,6 +77,16 @@ def test_train_evaluate_predict_load(run, digits, storage):
     assert raycnn.runs(str(storage))[0]["status"] == "idle"
 
 
+def test_every_epoch_says_what_its_time_went_to(run, storage):
+    config, _ = run
+    lines = [json.loads(line) for line in open_store(str(storage / "run")).get("metrics.jsonl").splitlines()]
+    told = [line for line in lines if "verdict" in line]
+    assert [line["epoch"] for line in told] == list(range(1, int(config.train.epochs) + 1))
+    for line in told:
+        assert sum(line["shares"].values()) == pytest.approx(1, abs=0.01)
+        assert line["shares"]["decode"] + line["shares"]["fetch"] + line["shares"]["wait"] > 0
+
+
 def test_evaluation_has_the_same_bits_on_1_2_and_3_workers(run, storage):
     config, trained = run
     found = [

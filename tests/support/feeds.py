@@ -69,11 +69,12 @@ class World:
                 seen = [(keys[row], epoch) for row, epoch in zip(ids.tolist(), views.tolist(), strict=True) if row >= 0]
                 self.reads.update(seen)
                 self.order += seen
-                images, reasons = reader.read(table, ids, views)
-                failed = [place for place, reason in enumerate(reasons) if reason]
+                read = reader.read(table, ids, views)
+                failed = [place for place, reason in enumerate(read.reasons) if reason]
                 shown = ids.copy()
                 shown[failed] = PADDING
-                yield Batch(images, shown, tuple((int(ids[place]), reasons[place]) for place in failed))
+                failures = tuple((int(ids[place]), read.reasons[place]) for place in failed)
+                yield Batch(read.images_NHWC, shown, failures, read.fetch_s, read.decode_s)
 
     def task(self, augment: AugmentConfig | None = None) -> Task:
         """Ten training rows in steps of four, six validation rows."""
@@ -98,6 +99,6 @@ class World:
         for number in numbers:
             name, data = f"{number:02d}.png", encode(pixels(number, SIZE, SIZE), "PNG")
             place = {"key": name, "offset": 0, "length": len(data), "sha256": hashlib.sha256(data).digest()}
-            found.append({**place, "key_hash": number, "label": number % 3, "alias": None})
+            found.append({**place, "key_hash": number, "label": number % 3})
             (self.folder / name).write_bytes(data[::-1] if number in BROKEN else data)
-        return pa.Table.from_pylist(found)
+        return pa.Table.from_pylist(found).append_column("alias", pa.nulls(len(found), pa.string()))

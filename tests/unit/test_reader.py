@@ -1,5 +1,6 @@
 import hashlib
 import io
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -7,10 +8,12 @@ import pytest
 from PIL import Image
 
 from raycnn.config import AugmentConfig
+from raycnn.data import reader as reading
 from raycnn.data.decode import Limits
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import StorageError
+from raycnn.storage.local import LocalStore
 
 PREP = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 ZEROS = np.zeros(4, np.int64)
@@ -38,15 +41,16 @@ def reader(tmp_path, **changes):
 
 def test_a_row_is_a_byte_range_and_its_view_does_not_depend_on_its_neighbours(table, tmp_path):
     views = reader(tmp_path, augment=AugmentConfig(), seed=3)
-    together, reasons = views.read(table, np.arange(4), ZEROS)
-    assert reasons == [""] * 4
+    read = views.read(table, np.arange(4), ZEROS)
+    together = read.images_NHWC
+    assert read.reasons == [""] * 4
     assert together.shape == (4, 16, 16, 3)
     for row in range(4):
-        alone, _ = views.read(table, np.array([row]), np.zeros(1, np.int64))
+        alone = views.read(table, np.array([row]), np.zeros(1, np.int64)).images_NHWC
         assert np.array_equal(alone[0], together[row])
-    assert not np.array_equal(views.read(table, np.arange(4), ZEROS + 1)[0], together)
+    assert not np.array_equal(views.read(table, np.arange(4), ZEROS + 1).images_NHWC, together)
     other_seed = reader(tmp_path, augment=AugmentConfig(), seed=4)
-    assert not np.array_equal(other_seed.read(table, np.arange(4), ZEROS)[0], together)
+    assert not np.array_equal(other_seed.read(table, np.arange(4), ZEROS).images_NHWC, together)
 
 
 def test_padding_and_bad_rows_are_black_and_good_ones_beside_them_are_not(table, tmp_path):
@@ -54,14 +58,14 @@ def test_padding_and_bad_rows_are_black_and_good_ones_beside_them_are_not(table,
     data = bytearray(shard.read_bytes())
     data[table["offset"][2].as_py() + 60] ^= 1
     shard.write_bytes(data)
-    images, reasons = reader(tmp_path).read(table, np.array([0, PADDING, 2, 3]), ZEROS)
-    assert reasons == ["", "", "changed since it was indexed", ""]
-    assert [bool(image.any()) for image in images] == [True, False, False, True]
+    read = reader(tmp_path).read(table, np.array([0, PADDING, 2, 3]), ZEROS)
+    assert read.reasons == ["", "", "changed since it was indexed", ""]
+    assert [bool(image.any()) for image in read.images_NHWC] == [True, False, False, True]
 
 
 def test_a_missing_object_is_a_verdict(table, tmp_path):
     (tmp_path / "shard.tar").unlink()
-    assert reader(tmp_path).read(table, np.arange(4), ZEROS)[1] == ["missing"] * 4
+    assert reader(tmp_path).read(table, np.arange(4), ZEROS).reasons == ["missing"] * 4
 
 
 def test_a_failing_store_is_an_error(table, tmp_path, monkeypatch):
@@ -71,3 +75,18 @@ def test_a_failing_store_is_an_error(table, tmp_path, monkeypatch):
     monkeypatch.setattr("raycnn.storage.local.LocalStore.get", refuse)
     with pytest.raises(StorageError):
         reader(tmp_path).read(table, np.arange(4), ZEROS)
+
+
+@pytest.mark.parametrize("slow", ["fetch", "decode"])
+def test_the_seconds_say_whether_bytes_or_decoding_took_them(table, tmp_path, monkeypatch, slow):
+    now, (place, name) = [0.0], {"fetch": (LocalStore, "get"), "decode": (reading, "decode")}[slow]
+    whole = getattr(place, name)
+
+    def slowly(*given):
+        now[0] += 1
+        return whole(*given)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(place, name, slowly)
+    read = reader(tmp_path, fetch_threads=1).read(table, np.arange(4), ZEROS)
+    assert (read.fetch_s, read.decode_s) == ((4, 0) if slow == "fetch" else (0, 4))

@@ -47,8 +47,7 @@ def threads(index: str) -> Iterator[int]:
     reader, (table, order) = _reader(pinned, fetch_threads=WORKERS), _work(pinned)
     for number in range(order.num_blocks):
         rows, epochs = order.block(number)
-        images, _ = reader.read(table, rows, epochs)
-        yield len(images)
+        yield len(reader.read(table, rows, epochs).images_NHWC)
 
 
 def limit(folder: str) -> Iterator[int]:

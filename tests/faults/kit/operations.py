@@ -236,8 +236,8 @@ def infer_here(
     reader = ImageReader.of(config.data, source, network.preprocessing)
     for first in range(start, len(table), 2):
         rows = np.arange(first, min(first + 2, len(table)))
-        images, reasons = reader.read(table, rows, np.zeros(len(rows), np.int64))
-        yield Scored(rows, network.logits(images), np.array(reasons))
+        read = reader.read(table, rows, np.zeros(len(rows), np.int64))
+        yield Scored(rows, network.logits(read.images_NHWC), np.array(read.reasons))
 
 
 def predict_images(uri: str, source: str) -> None:

@@ -52,8 +52,8 @@ def table(images: S3Store, *, known: bool = True) -> pa.Table:
 
 
 def read(images: S3Store, rows: pa.Table) -> tuple[bytes, list[str]]:
-    got, reasons = ImageReader(images.uri, PREPROCESSING, LIMITS).read(rows, np.arange(6), np.zeros(6, np.int64))
-    return got.tobytes(), reasons
+    got = ImageReader(images.uri, PREPROCESSING, LIMITS).read(rows, np.arange(6), np.zeros(6, np.int64))
+    return got.images_NHWC.tobytes(), got.reasons
 
 
 def index(images: S3Store, storage: S3Store) -> Index:

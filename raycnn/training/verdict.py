@@ -1,0 +1,91 @@
+"""What an epoch's time went to, and one sentence on what limits it and what to change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from raycnn.data.dataset import Batch
+from raycnn.training.clock import Clock
+
+SHARES: Final = ("wait", "fetch", "decode", "transfer", "compute", "evaluate", "checkpoint", "ranks", "other")
+"""wait: for the first batches, and for blocks that no task was reading. fetch, decode: for blocks while a task waited
+for bytes, or decoded. transfer: of images to the device. ranks: for the others. other: none of these."""
+
+_WORTH_NAMING: Final = 0.2
+_ADVICE: Final = {
+    "wait": "it waits for Ray to start or place decoding tasks: leave CPUs free, or give longer epochs",
+    "fetch": "it waits for bytes: raise data.fetch_threads, pack the images (index --shard), or move them nearer",
+    "decode": "it waits for decoding: give it more CPUs, or pack smaller images (index --shard)",
+    "transfer": "it copies images to the device: lower data.image_size, or use a machine with a faster bus",
+    "compute": "it computes: use more or faster devices, a lower precision, or a smaller depth",
+    "evaluate": "it evaluates: raise train.eval_every",
+    "checkpoint": "it waits for commits: raise train.checkpoint_every, or use a faster run.storage",
+    "ranks": "the ranks wait for each other: use nodes of one kind, and leave CPUs free on each",
+    "other": "it does what is not counted: see whether the machine is busy with something else",
+}
+
+
+class EpochTimes:
+    """Collects one rank's times from one epoch to the next.
+
+    Args:
+        clock: of the loop.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._begin()
+
+    def read(self, batch: Batch) -> None:
+        """Note what its decoding task took for a batch."""
+        self._fetch_s += batch.fetch_s
+        self._decode_s += batch.decode_s
+
+    def close(self) -> dict[str, float]:
+        """Seconds by SHARES since the last call; their sum is the time that passed."""
+        spent = {phase: seconds - self._before.get(phase, 0.0) for phase, seconds in self._clock.seconds.items()}
+        took = self._fetch_s + self._decode_s
+        waited = spent.get("data", 0.0)
+        read = min(1.0, waited / took) if took else 0.0
+        found = {
+            "wait": max(0.0, waited - took),
+            "fetch": self._fetch_s * read,
+            "decode": self._decode_s * read,
+            "compute": spent.get("prefix", 0.0) + spent.get("compute", 0.0),
+            **{phase: spent.get(phase, 0.0) for phase in ("transfer", "evaluate", "checkpoint", "ranks")},
+        }
+        found["other"] = max(0.0, time.perf_counter() - self._start - sum(found.values()))
+        self._begin()
+        return {name: found[name] for name in SHARES}
+
+    def _begin(self) -> None:
+        self._start, self._before = time.perf_counter(), dict(self._clock.seconds)
+        self._fetch_s = self._decode_s = 0.0
+
+
+def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """The shares of the rank that the others wait for, and what limits it.
+
+    Args:
+        of_ranks: seconds by SHARES of every rank.
+
+    Returns:
+        shares: {name: share of the time}; verdict: a sentence.
+    """
+    slowest = min(of_ranks, key=lambda seconds: seconds["ranks"])
+    total = sum(slowest.values()) or 1.0
+    shares = {name: slowest[name] / total for name in SHARES}
+    avoidable = max((name for name in SHARES if name != "compute"), key=lambda name: shares[name])
+    limit = avoidable if shares[avoidable] >= min(_WORTH_NAMING, shares["compute"]) else "compute"
+    return {
+        "shares": {name: round(share, 3) for name, share in shares.items()},
+        "verdict": f"{shares[limit]:.0%} of the time {_ADVICE[limit]}",
+    }
+
+
+def sentence(epoch: int, found: Mapping[str, Any]) -> str:
+    """The line that people read."""
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items() if share >= 0.005)
+    return f"epoch {epoch}: {parts}; {found['verdict']}"
