@@ -6,6 +6,7 @@ from raycnn.config.paths import fields, get_path, identity, identity_hash, opera
 from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
     AugmentConfig,
+    CacheConfig,
     Config,
     DataConfig,
     Depth,
@@ -23,6 +24,7 @@ from raycnn.config.sections import (
 __all__ = [
     "OPERATIONAL",
     "AugmentConfig",
+    "CacheConfig",
     "Config",
     "DataConfig",
     "Depth",

@@ -77,12 +77,6 @@ class SearchConfig(Section):
     """Actors that hold the trials; default: one for each GPU (or core) and train.workers."""
     reuse: Literal["auto", "share", "activations", "pixels"] = "auto"
     """What of an image is kept for its next use; share: nothing, all trials of a pack use it at once; auto: by cost."""
-    cache: str | None = None
-    """Folder of each node that activations are kept in; default: below the system's temporary folder."""
-    cache_bytes: Annotated[int, Field(ge=0)] = 8 << 30
-    """Bytes that each node keeps at most; the least recently used goes first."""
-    cache_upload: bool = False
-    """Keep it below run.storage too, for other nodes and for the next search on new machines."""
     budget_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the search ends with what it has."""
     budget_gpu_hours: Annotated[float, Field(gt=0)] | None = None

@@ -200,6 +200,9 @@ class TrainConfig(Section):
     """Smallest change of train.metric that counts as better for train.patience."""
     log_every: Annotated[int, Field(ge=1), OPERATIONAL] = 10
     """Steps between lines of metrics.jsonl."""
+    reuse: Annotated[Literal["auto", "none", "activations", "pixels"], OPERATIONAL] = "auto"
+    """What of an image the node's cache keeps for later epochs, where every epoch sees the same views (no random crop,
+    no flips); auto: what comes out of the frozen part if it fits, else decoded pixels if they do."""
     keep: Annotated[int, Field(ge=1), OPERATIONAL] = 2
     """Newest checkpoints kept beside the best one."""
 
@@ -243,6 +246,17 @@ class PredictConfig(Section):
     """Checkpoint: a step, best or latest."""
 
 
+class CacheConfig(Section):
+    """What each node keeps of images, one cache for all of its processes and runs."""
+
+    folder: str | None = None
+    """Where; default: below the system's temporary folder."""
+    max_bytes: Annotated[int, Field(ge=0)] = 8 << 30
+    """Bytes that each node keeps at most; the least recently used goes first."""
+    upload: bool = False
+    """search: keep it below run.storage too, for other nodes and for the next search on new machines."""
+
+
 class ShardsConfig(Section):
     """What `index --shard` writes: the same images again, many to a file, ready for fast reading."""
 
@@ -272,6 +286,7 @@ class Config(Section):
     predict: Annotated[PredictConfig, OPERATIONAL] = PredictConfig()
     search: Annotated[SearchConfig, OPERATIONAL] = SearchConfig()
     shards: Annotated[ShardsConfig, OPERATIONAL] = ShardsConfig()
+    cache: Annotated[CacheConfig, OPERATIONAL] = CacheConfig()
 
     @model_validator(mode="after")
     def _exact_statistics(self) -> Config:

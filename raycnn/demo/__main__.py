@@ -70,7 +70,7 @@ def run(folder: Path, server: ObjectServer) -> None:
         with phase("probe", "frozen probe: logistic regression on pooled pretrained features, same rows"):
             probe = frozen_probe(config, Path(index["manifest"]).parent.name)
         with phase("search", "a small search of learning rates and unfreezing depths"):
-            recipe = load_config(RECIPES / "solar-search.yaml", {"search.cache": str(folder / "cache")})
+            recipe = load_config(RECIPES / "solar-search.yaml", {"cache.folder": str(folder / "cache")})
             searched = verbs.search(recipe, show=progress.show)
     finally:
         ray.__exit__(None, None, None)

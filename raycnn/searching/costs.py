@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from raycnn.config import Depth
+from raycnn.training.kept import Choice
 
-Choice = Literal["share", "activations", "pixels"]
 CHOICES: Final[tuple[Choice, ...]] = ("share", "activations", "pixels")
 
 

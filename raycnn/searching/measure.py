@@ -14,10 +14,10 @@ import torch
 from raycnn.config import Config, Depth
 from raycnn.data.keyed import derive_seed
 from raycnn.searching.costs import Costs, CutCost
-from raycnn.searching.kept import to_rows
 from raycnn.storage.cache import Cache
 from raycnn.training.device import to_device
 from raycnn.training.feed import Task
+from raycnn.training.kept import to_rows
 from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body
 

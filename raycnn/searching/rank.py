@@ -15,7 +15,6 @@ from raycnn.errors import CheckpointError, RaycnnError, encode_error
 from raycnn.memory import release_freed_memory
 from raycnn.results.inference import Block, Scorer
 from raycnn.searching.records import FOLDER
-from raycnn.searching.reuse import ReusingFeed
 from raycnn.searching.shared import share_key
 from raycnn.searching.shares import PackJob, Shares
 from raycnn.storage import Store, open_store
@@ -28,6 +27,7 @@ from raycnn.training.loop import train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
+from raycnn.training.reuse import ReusingFeed
 from raycnn.training.run import create_run, read_run
 from raycnn.training.serialize import decode_optimizer, decode_weights
 from raycnn.training.setup import INDEX_COLUMNS, facts_of, weights_of_classes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -14,17 +12,17 @@ import torch
 from raycnn.config import Config, Depth, load_config
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
-from raycnn.searching.costs import Choice, Costs
+from raycnn.searching.costs import Costs
 from raycnn.searching.measure import measure
-from raycnn.searching.reuse import Reuse, ReusingFeed
 from raycnn.searching.shared import share_key, start_folder
 from raycnn.storage import Store
-from raycnn.storage.cache import Cache
 from raycnn.training import checkpoint
 from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.feed import Feed, Task
+from raycnn.training.kept import Choice
 from raycnn.training.ranks import Ranks
+from raycnn.training.reuse import Reuse, ReusingFeed, cache_of
 from raycnn.training.serialize import decode_weights
 from raycnn.training.setup import Body, facts_of, task_of
 
@@ -81,9 +79,7 @@ class Shares:
     def __init__(self, job: PackJob, storage: Store, index: Index, ranks: Ranks, device: torch.device) -> None:
         self._job, self._index, self._ranks, self._device = job, index, ranks, device
         self._run = storage.child(job.config.run.name)
-        search = job.config.search
-        overflow = storage.child("cache") if search.cache_upload else None
-        self._cache = Cache(Path(search.cache or tempfile.gettempdir()), search.cache_bytes, overflow)
+        self._cache = cache_of(job.config.cache, storage)
         self._keeping = Keeping({}, 0, 1)
         self._shared: dict[str, Shared] = {}
         self._rows: Counter[Depth] = Counter()

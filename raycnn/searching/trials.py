@@ -133,7 +133,7 @@ class Trials:
         views = round(self.plan.num_rows * epochs) + len(self.index.rows("val"))
         on_node = -(-len(packs) // len(ray.nodes()))  # type: ignore[no-untyped-call]
         uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
-        self.choices = choose(self.costs, uses, config.search.cache_bytes, config.search.reuse)
+        self.choices = choose(self.costs, uses, config.cache.max_bytes, config.search.reuse)
         self.kept_bytes = kept_bytes(self.costs, self.choices, views)
         if "share" not in self.choices.values():
             self.crew = take_turns(self.crew, config)

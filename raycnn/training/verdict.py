@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from raycnn.data.dataset import Batch
 from raycnn.training.clock import Clock
+from raycnn.training.reuse import KeptBatch
 
 SHARES: Final = ("wait", "fetch", "decode", "transfer", "compute", "evaluate", "checkpoint", "ranks", "other")
 """wait: for the first batches, and for blocks that no task was reading. fetch, decode: for blocks while a task waited
@@ -39,12 +40,14 @@ class EpochTimes:
         self._begin()
 
     def read(self, batch: Batch) -> None:
-        """Note what its decoding task took for a batch."""
+        """Note where a batch came from, and what its decoding task took for it."""
+        self._batches += 1
+        self._cached += isinstance(batch, KeptBatch)
         self._fetch_s += batch.fetch_s
         self._decode_s += batch.decode_s
 
     def close(self) -> dict[str, float]:
-        """Seconds by SHARES since the last call; their sum is the time that passed."""
+        """Seconds by SHARES since the last call; their sum is the time that passed. cached: share of the batches."""
         spent = {phase: seconds - self._before.get(phase, 0.0) for phase, seconds in self._clock.seconds.items()}
         took = self._fetch_s + self._decode_s
         waited = spent.get("data", 0.0)
@@ -57,30 +60,34 @@ class EpochTimes:
             **{phase: spent.get(phase, 0.0) for phase in ("transfer", "evaluate", "checkpoint", "ranks")},
         }
         found["other"] = max(0.0, time.perf_counter() - self._start - sum(found.values()))
+        found["cached"] = self._cached / max(1, self._batches)
         self._begin()
-        return {name: found[name] for name in SHARES}
+        return {name: found[name] for name in (*SHARES, "cached")}
 
     def _begin(self) -> None:
         self._start, self._before = time.perf_counter(), dict(self._clock.seconds)
         self._fetch_s = self._decode_s = 0.0
+        self._batches = self._cached = 0
 
 
 def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     """The shares of the rank that the others wait for, and what limits it.
 
     Args:
-        of_ranks: seconds by SHARES of every rank.
+        of_ranks: what EpochTimes gave on every rank.
 
     Returns:
-        shares: {name: share of the time}; verdict: a sentence.
+        shares: {name: share of the time}; cached: share of all batches; verdict: a sentence.
     """
+    of_ranks = list(of_ranks)
     slowest = min(of_ranks, key=lambda seconds: seconds["ranks"])
-    total = sum(slowest.values()) or 1.0
+    total = sum(slowest[name] for name in SHARES) or 1.0
     shares = {name: slowest[name] / total for name in SHARES}
     avoidable = max((name for name in SHARES if name != "compute"), key=lambda name: shares[name])
     limit = avoidable if shares[avoidable] >= min(_WORTH_NAMING, shares["compute"]) else "compute"
     return {
         "shares": {name: round(share, 3) for name, share in shares.items()},
+        "cached": round(sum(each["cached"] for each in of_ranks) / len(of_ranks), 3),
         "verdict": f"{shares[limit]:.0%} of the time {_ADVICE[limit]}",
     }
 
@@ -88,4 +95,5 @@ def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:
 def sentence(epoch: int, found: Mapping[str, Any]) -> str:
     """The line that people read."""
     parts = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items() if share >= 0.005)
-    return f"epoch {epoch}: {parts}; {found['verdict']}"
+    cached = f", {found['cached']:.0%} of the batches from the cache" if found["cached"] else ""
+    return f"epoch {epoch}: {parts}{cached}; {found['verdict']}"

@@ -19,12 +19,14 @@ from raycnn.training.checkpoint import Commit
 from raycnn.training.clock import Clock
 from raycnn.training.device import prepare
 from raycnn.training.feed import Feed
+from raycnn.training.filling import feed_of
 from raycnn.training.loop import close, train
 from raycnn.training.member import Member
 from raycnn.training.metrics_log import decode_lines
 from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
+from raycnn.training.reuse import ReusingFeed
 from raycnn.training.serialize import decode_optimizer, decode_weights
 from raycnn.training.setup import INDEX_COLUMNS, Body, task_of, weights_of_classes
 from raycnn.training.state import TrainState
@@ -65,7 +67,7 @@ def run_rank(told: dict[str, Job]) -> None:
         logging.getLogger("raycnn").addHandler(LinesToReporter(reporter))
     outcome: dict[str, Any] | RaycnnError
     try:
-        outcome = _train(job, ranks, reporter)
+        outcome = _train(job, ranks, reporter, one_node=len(set(nodes)) == 1)
     except RaycnnError as error:
         outcome = error
     if reporter:
@@ -83,12 +85,12 @@ class Start:
     bad_rows: BadRows
 
 
-def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
+def _train(job: Job, ranks: Ranks, reporter: Reporter | None, *, one_node: bool) -> dict[str, Any]:
     config, clock = job.config, Clock()
     found: Start | RaycnnError
     with clock("start"):
         try:
-            found = _start(job, ranks, clock)
+            found = _start(job, ranks, clock, one_node=one_node)
         except RaycnnError as error:
             found = error
         # a rank that failed alone must not leave the others waiting for it
@@ -103,7 +105,11 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
         return reporter is not None and reporter.leaving
 
     times = EpochTimes(clock)
-    train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving, times=times)
+    try:
+        train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving, times=times)
+    finally:
+        if isinstance(found.feed, ReusingFeed):
+            found.feed.close()
     with clock("checkpoint"):
         failure = close(member, ranks)
     if failure:
@@ -117,7 +123,7 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None) -> dict[str, Any]:
     }
 
 
-def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
+def _start(job: Job, ranks: Ranks, clock: Clock, *, one_node: bool) -> Start:
     config, device = job.config, _device()
     prepare(device, config.train.threads)
     storage = open_store(config.run.storage)
@@ -136,7 +142,11 @@ def _start(job: Job, ranks: Ranks, clock: Clock) -> Start:
     if run:
         run.shown.update(decode_lines(files["metrics.jsonl"]), commit.step)
     member = Member(learner, state, Recorder(run, commit), task, clock)
-    return Start(commit, member, Feed(task, body.prefix, device, ranks, member.total, clock), bad_rows)
+    feed = feed_of(
+        config, task, body, ranks, learner.base, member.total, storage, f"{job.owner} {record.epoch}", clock,
+        one_node=one_node,
+    )  # fmt: skip
+    return Start(commit, member, feed, bad_rows)
 
 
 def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | RaycnnError:

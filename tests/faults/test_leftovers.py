@@ -165,7 +165,7 @@ def test_a_killed_training_leaves_nothing(start: Callable[..., Job], bucket: str
 @pytest.mark.scenario("search driver killed")
 def test_a_killed_search_leaves_nothing(start: Callable[..., Job], bucket: str, tmp_path: Path, seen: Any) -> None:
     before = segments()
-    job = start("search", *SPACE, "--train.epochs", "200", "--search.cache", str(tmp_path / "cache"))
+    job = start("search", *SPACE, "--train.epochs", "200", "--cache.folder", str(tmp_path / "cache"))
     wait_for_commit(job, open_store(f"s3://{bucket}/runs/run"), "search/trials/")
     job.kill()
     check(job, before, bucket)

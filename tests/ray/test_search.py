@@ -57,7 +57,7 @@ def test_trials_of_a_pack_end_with_the_same_bits_as_each_alone(searched):
 @pytest.mark.parametrize("reuse", ["activations", pytest.param("pixels", marks=pytest.mark.slow)])
 def test_what_is_kept_changes_no_bit(reuse, searched, tmp_path):
     shared, _ = searched
-    changes = {"run.name": reuse, "search.reuse": reuse, "search.cache": str(tmp_path)}
+    changes = {"run.name": reuse, "search.reuse": reuse, "cache.folder": str(tmp_path)}
     kept = raycnn.search(raycnn.load_config(shared, changes))
     assert {cut["choice"] for cut in kept["prefix"]["cuts"]} == {reuse}
     assert kept["prefix"]["trial_epochs"] > 6

@@ -169,6 +169,20 @@ def commit_weights(store, step):
     return decode_weights(raycnn.training.checkpoint.verified(store, commit)["weights.safetensors"])
 
 
+def test_what_the_cache_keeps_changes_no_bit_and_saves_reading_it_again(digits, tmp_path):
+    still = {"augment.crop_scale": None, "train.epochs": 3, "train.workers": 2, "cache.folder": str(tmp_path / "cache")}
+    hashes = {}
+    for reuse in ("none", "activations"):
+        raycnn.train(settings(digits, tmp_path, reuse, **still, **{"train.reuse": reuse, "model.unfreeze": 1}))
+        store = open_store(str(tmp_path / reuse))
+        hashes[reuse] = final_hashes(store)
+        lines = [json.loads(line) for line in store.get("metrics.jsonl").splitlines()]
+        cached = [line["cached"] for line in lines if "cached" in line]
+        assert cached == ([0, 0, 0] if reuse == "none" else [0, 1, 1])
+    assert hashes["none"]["metrics"] == hashes["activations"]["metrics"]
+    assert hashes["none"]["weights.safetensors"] == hashes["activations"]["weights.safetensors"]
+
+
 def test_phases_train_what_their_depth_says(digits, tmp_path):
     phases = [{"depth": 0, "epochs": 1}, {"depth": "all", "epochs": 1}]
     changes = {

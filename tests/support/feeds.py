@@ -19,12 +19,12 @@ from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.models.stages import find
 from raycnn.models.zoo import build
-from raycnn.searching.reuse import Reuse, ReusingFeed
 from raycnn.storage.cache import Cache
 from raycnn.training.device import Normalize
 from raycnn.training.feed import Feed, Task
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
+from raycnn.training.reuse import Reuse, ReusingFeed
 from tests.support.images import encode, pixels
 
 NETWORK = build("reference/lenet", 3, seed=0)

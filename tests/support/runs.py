@@ -8,7 +8,7 @@ from typing import Any
 from raycnn.storage import Store
 from raycnn.training import checkpoint
 
-_TIMINGS = ("seconds", "time", "shares", "verdict")
+_TIMINGS = ("seconds", "time", "shares", "cached", "verdict")
 
 
 def final_hashes(store: Store) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 
 from raycnn.data.dataset import Batch
 from raycnn.data.reader import PADDING
-from raycnn.searching.kept import Kept, from_rows, to_rows
 from raycnn.storage.cache import Cache
+from raycnn.training.kept import Kept, from_rows, to_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -19,9 +19,9 @@ import torch
 from raycnn.config import AugmentConfig
 from raycnn.data.dataset import Batch
 from raycnn.data.reader import PADDING
-from raycnn.searching.reuse import KeptBatch, ReusingFeed
 from raycnn.storage.cache import Cache
 from raycnn.training.feed import Feed, Task
+from raycnn.training.reuse import KeptBatch, ReusingFeed
 from tests.support.feeds import World
 
 STEPS = 6  # of 4 rows, 10 rows in all: two epochs and a bit
@@ -30,7 +30,7 @@ STEPS = 6  # of 4 rows, 10 rows in all: two epochs and a bit
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path, Cache(tmp_path / "node", 10**8), STEPS)
-    for module in ("training.feed", "searching.reuse"):
+    for module in ("training.feed", "training.reuse"):
         monkeypatch.setattr(f"raycnn.{module}.stream", made.stream)
     yield made
     for feed in made.feeds:
@@ -134,7 +134,7 @@ def test_a_pack_begins_with_its_own_turn_and_leaves_to_another_what_that_one_com
             return read(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("raycnn.searching.reuse.stream", release)
+            patch.setattr("raycnn.training.reuse.stream", release)
             world.reusing(task, choices, 1, 2).prepare(0, 2)
     first, second = ([(f"{row:02d}.png", 0) for row in task.plan.share(step)[0]] for step in (0, 1))
     assert world.order[:8] == first + second  # turn 0 was left for last, and done all the same

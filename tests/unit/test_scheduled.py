@@ -295,7 +295,7 @@ def test_every_command_line_is_raycnns(number: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(verbs, "search", lambda config, **_: seen.append(config))
     run(given, Progress())
     assert given[0] == "search"
-    assert seen[0].search.cache
+    assert seen[0].cache.folder
 
 
 def test_the_search_is_one_a_day_and_can_run() -> None:

@@ -90,11 +90,11 @@ def test_what_is_slowed_is_what_limits(slow: str, tmp_path: Path, monkeypatch: p
         assert set(line["shares"]) == set(SHARES)
         assert sum(line["shares"].values()) == pytest.approx(1, abs=0.01)
         assert max(line["shares"], key=line["shares"].get) == slow
-        assert line["verdict"] == verdict([dict.fromkeys(SHARES, 0.0) | line["shares"]])["verdict"]
+        assert line["verdict"] == verdict([seconds(**line["shares"])])["verdict"]
 
 
 def seconds(**spent: float) -> dict[str, float]:
-    return dict.fromkeys(SHARES, 0.0) | spent
+    return dict.fromkeys((*SHARES, "cached"), 0.0) | spent
 
 
 def test_the_rank_that_the_others_wait_for_is_the_one_that_counts() -> None:
@@ -116,3 +116,5 @@ def test_nothing_is_said_of_no_time() -> None:
 def test_a_line_names_what_took_time() -> None:
     text = sentence(3, verdict([seconds(compute=90, decode=9.8, transfer=0.2)]))
     assert text.startswith("epoch 3: decode 10%, compute 90%; 90% of the time it computes: ")
+    cached = sentence(3, verdict([seconds(compute=1, cached=1), seconds(compute=1)]))
+    assert cached.startswith("epoch 3: compute 100%, 50% of the batches from the cache; ")

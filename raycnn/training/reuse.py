@@ -1,24 +1,27 @@
-"""A feed that computes what the frozen prefix says of an image once per node, then takes it from the cache."""
+"""Feeds that compute what the frozen prefix says of an image once per node, then take it from the cache."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raycnn.config import Depth
+from raycnn.config import CacheConfig, Depth
 from raycnn.data.dataset import Batch, Order, ScanOrder, TrainOrder, batches_per_block, stream
 from raycnn.data.reader import ImageReader
-from raycnn.searching.costs import Choice
-from raycnn.searching.kept import PIXELS, Array, Int64s, Kept, Part, from_rows, to_rows
+from raycnn.storage import Store
 from raycnn.storage.cache import Cache
+from raycnn.training.clock import Clock
 from raycnn.training.device import to_device
 from raycnn.training.feed import Feed, Task
+from raycnn.training.kept import PIXELS, Array, Choice, Int64s, Kept, Part, from_rows, to_rows
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
 
@@ -42,6 +45,12 @@ class Reuse:
     turns: int = 1
 
 
+def cache_of(settings: CacheConfig, storage: Store) -> Cache:
+    """The cache of this node, with the overflow below run.storage if that is wanted."""
+    overflow = storage.child("cache") if settings.upload else None
+    return Cache(Path(settings.folder or tempfile.gettempdir()), settings.max_bytes, overflow)
+
+
 @dataclass(frozen=True)
 class KeptBatch(Batch):
     """A batch from the cache, with the inputs of the suffixes by depth; it has images where pixels are kept."""
@@ -59,9 +68,9 @@ class ReusingFeed(Feed):
 
     def __init__(
         self, task: Task, prefix: Prefix, device: torch.device, ranks: Ranks, total: int,
-        identity: Mapping[Depth, str], reuse: Reuse,
+        identity: Mapping[Depth, str], reuse: Reuse, clock: Clock | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(task, prefix, device, ranks, total)
+        super().__init__(task, prefix, device, ranks, total, clock)
         self._identity, self._reuse = identity, reuse
         self._dtypes: dict[Depth, torch.dtype] = {}
         blanks = self._blanks()
@@ -91,7 +100,7 @@ class ReusingFeed(Feed):
 
     def validation(self) -> Iterator[Batch]:
         """As Feed.validation, from the cache if all of it is there."""
-        parts = list(_parts(self._scan(self._rank, self._world)))
+        parts = list(parts_of(self._scan(self._rank, self._world)))
         if not all(self._kept(self._val, *part) for part in parts):  # a row may be there and damaged
             yield from super().validation()
             return
@@ -143,20 +152,20 @@ class ReusingFeed(Feed):
     def _fill(
         self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order, leaving: Callable[[], bool]
     ) -> None:
-        parts = list(_parts(order))
+        parts = list(parts_of(order))
         if kept.there(parts):
             return
         batches = stream(reader, table, order, task_cpus=self.task.task_cpus)
         for part, batch in zip(parts, batches, strict=True):
             if leaving():
                 return
-            values: dict[str, Array] = {}
-            if self._dtypes:
-                taps = super().inputs(batch, self._dtypes)
-                values = {str(depth): to_rows(tap) for depth, tap in taps.items()}
-            if PIXELS in kept.names:
-                values[PIXELS] = batch.images_NHWC
-            kept.put(batch, *part, values)
+            self._put(kept, part, batch, super().inputs(batch, self._dtypes) if self._dtypes else {})
+
+    def _put(self, kept: Kept, part: Part, batch: Batch, taps: Mapping[Depth, Tensor]) -> None:
+        values = {str(depth): to_rows(taps[depth]) for depth in self._dtypes}
+        if PIXELS in kept.names:
+            values[PIXELS] = batch.images_NHWC
+        kept.put(batch, *part, values)
 
     def _kept(self, kept: Kept | None, ids: Int64s, epochs: Int64s) -> KeptBatch | None:
         found = None if kept is None else kept.get(ids, epochs)
@@ -184,7 +193,7 @@ class ReusingFeed(Feed):
                 yield turn
 
 
-def _parts(order: Order) -> Iterator[Part]:
+def parts_of(order: Order) -> Iterator[Part]:
     """(rows, epochs) of each batch of an order."""
     for number in range(order.num_blocks):
         rows, epochs = order.block(number)

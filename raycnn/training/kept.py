@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ Int64s = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 Part = tuple[Int64s, Int64s]
 """Row ids and the epoch of each."""
+
+Choice = Literal["share", "activations", "pixels"]
+"""share: nothing is kept, all that train together use it at once."""
 
 PIXELS: Final = "pixels"
 _REASON: Final = "reason"
