@@ -191,7 +191,8 @@ class Pack:
 
         others = [peer.do.remote(method, *arguments) for peer in self._peers]
         found = self._rank.do(method, *arguments)
-        ray.get(others)
+        if others:  # ray.get starts a Ray where there is none
+            ray.get(others)
         return found
 
 

@@ -98,7 +98,7 @@ def test_submit_stop_and_resubmit(head, bucket, digits):
 
 @pytest.mark.slow
 def test_a_search_as_a_job(head, bucket, digits):
-    search = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "confirm": [0, 0], "cache": str(head.temp_dir / "cache")}
+    search = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "confirm": [0, 0]}
     train = {**CONFIG["train"], "epochs": 2, "workers": 1}
     output = submit(head, "search", config_of(bucket, digits, search=search, train=train), verb="search")
     result = json.loads(next(line for line in output.splitlines() if line.startswith('{"run"')))

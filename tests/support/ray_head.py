@@ -85,8 +85,10 @@ def _prepare(folder: Path) -> RayHead:
     token_file.write_text(secrets.token_hex(32))
     home = folder / "home"  # a user's own ~/.ray/auth_token must not decide a test
     home.mkdir()
+    temporary = folder / "tmp"  # what a killed job leaves goes with the head
+    temporary.mkdir()
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    clean |= {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    clean |= {"HOME": str(home), "TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     clean["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray puts the machine's own address in place of loopback
     gcs, dashboard = _free_ports(2)
     return RayHead(
