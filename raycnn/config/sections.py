@@ -50,8 +50,9 @@ class DataConfig(Section):
     """Images with more bytes than this are quarantined unread."""
     block_steps: Annotated[int, Field(ge=1, le=1024), OPERATIONAL] | None = None
     """Steps whose images one decoding task reads at once; default: about 256 images."""
-    fetch_threads: Annotated[int, Field(ge=1, le=256), OPERATIONAL] = 16
-    """Objects that one decoding task reads from the store at the same time."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256), OPERATIONAL] | None = None
+    """Objects that one decoding task reads from the store at the same time; default: 16, or 2 of a directory, whose
+    disk answers sooner than threads take turns."""
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> DataConfig:

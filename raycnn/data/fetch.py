@@ -10,11 +10,19 @@ from typing import Final
 from PIL import Image
 
 from raycnn.data.decode import BadImage
+from raycnn.storage import open_images
+from raycnn.storage.local import LocalStore
 
 _READS: Final = 3
+_OF_A_DIRECTORY, _OF_A_STORE = 2, 16
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 Read = Callable[[], bytes]
+
+
+def threads_for(source: str, wanted: int | None) -> int:
+    """How many objects a task reads at the same time: what is wanted, or what suits the kind of source."""
+    return wanted or (_OF_A_DIRECTORY if isinstance(open_images(source), LocalStore) else _OF_A_STORE)
 
 
 def read_image(

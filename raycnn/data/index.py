@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from raycnn.config import Config, DataConfig
 from raycnn.data.decode import Limits
 from raycnn.data.examine import VERDICTS, Examiner
+from raycnn.data.fetch import threads_for
 from raycnn.data.manifest import (
     QUARANTINE,
     SCHEMA,
@@ -60,7 +61,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
     verdicts, unread = _known(store, source.root, limits, rows)
     done = len(rows) - len(unread)
     progress(done, len(rows))
-    for block in Examiner(source.root, limits, data.fetch_threads).examine(unread):
+    for block in Examiner(source.root, limits, threads_for(source.root, data.fetch_threads)).examine(unread):
         verdicts.append(block)
         done += len(block)
         progress(done, len(rows))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
-from raycnn.data.fetch import read_image
+from raycnn.data.fetch import read_image, threads_for
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
 from raycnn.errors import ObjectDamaged, ObjectNotFound
@@ -76,7 +76,7 @@ class ImageReader:
     def of(cls, data: DataConfig, source: str, preprocessing: Preprocessing, **view: Any) -> ImageReader:
         """With the limits of the data section; `view`: augment and seed, the evaluation view without them."""
         limits = Limits(data.max_pixels, data.max_bytes)
-        return cls(source, preprocessing, limits, data.fetch_threads, **view)
+        return cls(source, preprocessing, limits, threads_for(source, data.fetch_threads), **view)
 
     def read(self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Images:
         """Images of `rows` of `table` as seen in `epochs`.

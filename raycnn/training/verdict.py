@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from raycnn.data.dataset import Batch
 from raycnn.training.clock import Clock
 from raycnn.training.reuse import KeptBatch
 
-SHARES: Final = ("wait", "fetch", "decode", "transfer", "compute", "evaluate", "checkpoint", "ranks", "other")
+SHARES: Final = ("wait", "fetch", "decode", "cache", "transfer", "compute", "evaluate", "checkpoint", "ranks", "other")
 """wait: for the first batches, and for blocks that no task was reading. fetch, decode: for blocks while a task waited
-for bytes, or decoded. transfer: of images to the device. ranks: for the others. other: none of these."""
+for bytes, or decoded. cache: for what the node kept. transfer: of images to the device. ranks: for the others. other:
+none of these."""
 
 _WORTH_NAMING: Final = 0.2
 _ADVICE: Final = {
     "wait": "it waits for Ray to start or place decoding tasks: leave CPUs free, or give longer epochs",
     "fetch": "it waits for bytes: raise data.fetch_threads, pack the images (index --shard), or move them nearer",
     "decode": "it waits for decoding: give it more CPUs, or pack smaller images (index --shard)",
+    "cache": "it reads from the node's cache: put cache.folder on a faster disk, or try train.reuse: none",
     "transfer": "it copies images to the device: lower data.image_size, or use a machine with a faster bus",
     "compute": "it computes: use more or faster devices, a lower precision, or a smaller depth",
     "evaluate": "it evaluates: raise train.eval_every",
@@ -36,38 +39,57 @@ class EpochTimes:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._begin()
+        self._clock, self._epoch = clock, _Epoch(dict(clock.seconds))
 
     def read(self, batch: Batch) -> None:
         """Note where a batch came from, and what its decoding task took for it."""
-        self._batches += 1
-        self._cached += isinstance(batch, KeptBatch)
-        self._fetch_s += batch.fetch_s
-        self._decode_s += batch.decode_s
+        epoch, waited = self._epoch, self._clock.seconds["data"]
+        epoch.batches += 1
+        if isinstance(batch, KeptBatch):
+            epoch.cached += 1
+            epoch.cache_s += waited - epoch.waited_s
+        epoch.waited_s = waited
+        epoch.fetch_s += batch.fetch_s
+        epoch.decode_s += batch.decode_s
 
     def close(self) -> dict[str, float]:
         """Seconds by SHARES since the last call; their sum is the time that passed. cached: share of the batches."""
-        spent = {phase: seconds - self._before.get(phase, 0.0) for phase, seconds in self._clock.seconds.items()}
-        took = self._fetch_s + self._decode_s
-        waited = spent.get("data", 0.0)
+        found = self._epoch.found(self._clock.seconds)
+        self._epoch = _Epoch(dict(self._clock.seconds))
+        return found
+
+
+@dataclass
+class _Epoch:
+    """What is counted from `before`, the clock's seconds by phase."""
+
+    before: dict[str, float]
+    start: float = field(default_factory=lambda: time.perf_counter())
+    waited_s: float = 0.0
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    cache_s: float = 0.0
+    batches: int = 0
+    cached: int = 0
+
+    def __post_init__(self) -> None:
+        self.waited_s = self.before.get("data", 0.0)
+
+    def found(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        spent = {phase: total - self.before.get(phase, 0.0) for phase, total in seconds.items()}
+        took = self.fetch_s + self.decode_s
+        waited = spent.get("data", 0.0) - self.cache_s
         read = min(1.0, waited / took) if took else 0.0
         found = {
             "wait": max(0.0, waited - took),
-            "fetch": self._fetch_s * read,
-            "decode": self._decode_s * read,
+            "fetch": self.fetch_s * read,
+            "decode": self.decode_s * read,
+            "cache": self.cache_s,
             "compute": spent.get("prefix", 0.0) + spent.get("compute", 0.0),
             **{phase: spent.get(phase, 0.0) for phase in ("transfer", "evaluate", "checkpoint", "ranks")},
         }
-        found["other"] = max(0.0, time.perf_counter() - self._start - sum(found.values()))
-        found["cached"] = self._cached / max(1, self._batches)
-        self._begin()
-        return {name: found[name] for name in (*SHARES, "cached")}
-
-    def _begin(self) -> None:
-        self._start, self._before = time.perf_counter(), dict(self._clock.seconds)
-        self._fetch_s = self._decode_s = 0.0
-        self._batches = self._cached = 0
+        found["other"] = max(0.0, time.perf_counter() - self.start - sum(found.values()))
+        return {name: found[name] for name in SHARES} | {"cached": self.cached / max(1, self.batches)}
 
 
 def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:

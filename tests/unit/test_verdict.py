@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raycnn.config import load_config
 from raycnn.data import reader as reading
-from raycnn.data.dataset import TrainOrder
+from raycnn.data.dataset import Batch, TrainOrder
 from raycnn.storage import open_store
 from raycnn.storage.cache import Cache
 from raycnn.storage.lease import acquire, read_lease
@@ -26,11 +27,13 @@ from raycnn.training.loop import close, train
 from raycnn.training.member import Member
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
+from raycnn.training.reuse import KeptBatch
 from raycnn.training.setup import Body, facts_of
 from raycnn.training.state import TrainState
 from raycnn.training.verdict import SHARES, EpochTimes, sentence, verdict
 from tests.support.feeds import CPU, World
 
+EMPTY = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()
 SLOW = {
     "fetch": (reading, "_images"),
     "decode": (reading, "decode"),
@@ -91,6 +94,19 @@ def test_what_is_slowed_is_what_limits(slow: str, tmp_path: Path, monkeypatch: p
         assert sum(line["shares"].values()) == pytest.approx(1, abs=0.01)
         assert max(line["shares"], key=line["shares"].get) == slow
         assert line["verdict"] == verdict([seconds(**line["shares"])])["verdict"]
+
+
+def test_time_in_which_batches_came_from_the_cache_is_the_cache_s() -> None:
+    clock = Clock()
+    times = EpochTimes(clock)
+    for data_s, batch in ((1, KeptBatch(*EMPTY)), (5, Batch(*EMPTY, fetch_s=2, decode_s=1)), (3, KeptBatch(*EMPTY))):
+        clock.seconds["data"] += data_s
+        times.read(batch)
+    found = times.close()
+    assert {name: found[name] for name in ("wait", "fetch", "decode", "cache")} == {
+        "wait": 2, "fetch": 2, "decode": 1, "cache": 4,
+    }  # fmt: skip
+    assert found["cached"] == 2 / 3
 
 
 def seconds(**spent: float) -> dict[str, float]:
