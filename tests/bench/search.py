@@ -155,8 +155,8 @@ def small_search(root: Path, name: str, trials: int, **settings: Any) -> dict[st
     tree["model"] = {"name": "timm/tf_efficientnet_lite0", "weights": "none", "unfreeze": 0}
     rates = [1e-4 * (number + 1) for number in range(trials // len(DEPTHS))]
     space = {"optim.lr": {"grid": rates}, "model.unfreeze": {"grid": DEPTHS}}
-    cache = str(root / f"{name}-cache")
-    return tree | {"search": {"space": space, "confirm": [0, 0], "cache": cache} | settings}
+    tree["cache"] = {"folder": str(root / f"{name}-cache")}
+    return tree | {"search": {"space": space, "confirm": [0, 0]} | settings}
 
 
 def first_steps(root: Path) -> list[Row]:
