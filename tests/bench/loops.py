@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,14 @@ class Loop:
 
 
 class Streaming(Feed):
-    """Can be ended, which has to come before its Ray's end."""
+    """Can be ended before its Ray is; threads that still read ahead while Ray ends would abort the process."""
 
     def close(self) -> None:
         if isinstance(self._batches, Generator):
             self._batches.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith(("iter_threaded", "StreamingExecutor")):
+                thread.join(timeout=30)
 
 
 class Reading(Feed):
