@@ -8,17 +8,22 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from tests.bench.frozen import frozen_prefix
 from tests.bench.ingest import ingest
 from tests.bench.promises import exact, promises
 from tests.bench.search import search
 from tests.bench.table import markdown, plot
+from tests.bench.throughput import two_ranks, with_ingest
 from tests.bench.training import first_step, large_index, memory
 
 OUT = Path(__file__).parent / "out"
+MEASURES = (
+    first_step, ingest, with_ingest, two_ranks, frozen_prefix, memory, large_index, promises, exact, search,
+)  # fmt: skip
 
 
 def main() -> None:
-    measures = {each.__name__: each for each in (first_step, ingest, memory, large_index, promises, exact, search)}
+    measures = {each.__name__: each for each in MEASURES}
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=main.__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"which to measure: {', '.join(measures)}")
     parser.add_argument("--full", action="store_true", help="search: every trial of every side, half an hour more")

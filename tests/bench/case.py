@@ -67,8 +67,7 @@ def prepare_case(root: Path, rows: int | None = None) -> Path:
 def tree_of(root: Path, storage: str = "known", **search: Any) -> dict[str, Any]:
     """The config as a mapping, with a search if its settings are given."""
     space = {"optim.lr": {"grid": LEARNING_RATES}, "model.unfreeze": {"grid": DEPTHS}}
-    # a cache of its own: nothing that another search has kept
-    fresh = {"space": space, "confirm": [0, 0], "cache": str(root / f"{storage}-cache")}
+    fresh = {"space": space, "confirm": [0, 0]}
     return {
         "run": {"name": "solar", "storage": str(root / storage)},
         "data": {
@@ -80,4 +79,6 @@ def tree_of(root: Path, storage: str = "known", **search: Any) -> dict[str, Any]
         "optim": {"name": "adamw", "weight_decay": 0.01},
         "loss": {"label_smoothing": 0.05},
         "train": {"epochs": 2, "global_batch": 64, "chunk": 32, "threads": 1, "eval_every": 1},
+        # of its own: nothing that another search has kept
+        "cache": {"folder": str(root / f"{storage}-cache")},
     } | ({"search": fresh | search} if search else {})  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -51,6 +52,12 @@ def watched(config: dict[str, Any], root: Path, *, verb: str = "train") -> dict[
             raise subprocess.CalledProcessError(job.returncode, command)
     found["seconds"] = time.perf_counter() - start
     return found
+
+
+def plain_environment() -> dict[str, str]:
+    """For a process that is not raycnn's: without the settings that raycnn gives its Ray."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return found | {"PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def command_of(verb: str, config: dict[str, Any], folder: Path) -> list[str]:

@@ -1,10 +1,11 @@
-"""Two ranks without Ray, for ratios of what they do: processes that meet over gloo and take turns with the sides."""
+"""Ranks without Ray Train, for ratios of what they do: processes that meet over gloo and take turns with the sides."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ WORLD = 2
 CPU = torch.device("cpu")
 
 
-def on_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
-    """What work(ranks, *arguments) gives back on rank 0 of WORLD ranks."""
-    with multiprocessing.get_context("spawn").Pool(WORLD) as pool:
-        meet = folder / f"meet-{time.monotonic_ns()}"
-        found = pool.starmap(_rank, [(work, rank, str(meet), arguments) for rank in range(WORLD)], chunksize=1)
+class Alone(Ranks):
+    """The only rank there is, whomever else its process meets."""
+
+    def __init__(self) -> None:
+        self.distributed, self.rank, self.world, self._group = False, 0, 1, None
+
+
+def on_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, world: int = WORLD) -> Any:
+    """What work(ranks, *arguments) gives back on rank 0."""
+    meet = str(folder / f"meet-{time.monotonic_ns()}")
+    with ProcessPoolExecutor(world, multiprocessing.get_context("spawn")) as pool:  # raises if one of them dies
+        futures = [pool.submit(_rank, work, rank, world, meet, arguments) for rank in range(world)]
+        found = [future.result() for future in futures]
     return found[0]
 
 
@@ -35,8 +44,8 @@ def seconds(ranks: Ranks, work: Callable[[], Any]) -> float:  # all ranks
     return time.perf_counter() - start
 
 
-def _rank(work: Callable[..., Any], rank: int, meet: str, arguments: tuple[Any, ...]) -> Any:
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=WORLD)
+def _rank(work: Callable[..., Any], rank: int, world: int, meet: str, arguments: tuple[Any, ...]) -> Any:
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
     prepare(CPU, 1)
     try:
         return work(Ranks(), *arguments)

@@ -20,6 +20,8 @@ from tests.bench.pipelines import SIZE
 
 ROUNDS = 3
 NUM_IMAGES = 5000
+PACE = 0.9
+"""Of the rate that the stream reaches."""
 BUCKET = "bench"
 PEERS = Path(".venv-peers/bin/python")
 """Where LitData, WebDataset and MosaicML Streaming are installed; `make peers`."""
@@ -54,7 +56,8 @@ def ingest(root: Path) -> list[Row]:
             upload(root / peer, peer)
             sides[peer] = (peer, f"s3://{BUCKET}/{peer}")
         found = by_turns(sides)
-    return rows_of(found)
+        paced = starving(index, PACE * found["raycnn"])
+    return [*rows_of(found), paced]
 
 
 def rows_of(found: dict[str, float]) -> list[Row]:
@@ -73,6 +76,14 @@ def rows_of(found: dict[str, float]) -> list[Row]:
 def _row(what: str, ours: str, theirs: str, label: str, goal: str, found: dict[str, float]) -> Row:
     mine, other = found[ours], found[theirs]
     return f"{what}, images/s", f"{mine:.0f}", f"{label} {other:.0f}", f"{mine / other:.2f}", goal
+
+
+def starving(index: str, rate: float) -> Row:
+    """Whether one that takes a little less than the stream can give ever waits for it."""
+    runs = [json.loads(run("paced", index, str(rate))) for _ in range(ROUNDS)]
+    steady, waited = (statistics.median(each[name] for each in runs) for name in ("steady", "waited"))
+    name, ours = f"taken at {PACE:g} of the rate from files, images/s", f"{steady:.0f} ({waited:.1%} of steps waited)"
+    return name, ours, f"no wait at all {rate:.0f}", f"{steady / rate:.3f}", ">= 0.99"
 
 
 def by_turns(sides: dict[str, Side]) -> dict[str, float]:

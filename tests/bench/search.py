@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from raycnn.config import Depth
 from raycnn.searching import records
 from raycnn.storage import open_store
 from tests.bench.case import DEPTHS, LEARNING_RATES, prepare_case, tree_of
-from tests.bench.command import Row, command_of, config_of, timed, watched
+from tests.bench.command import Row, command_of, config_of, plain_environment, timed, watched
 from tests.bench.pictures import write_tree
 
 PART = (3e-4,)
@@ -142,9 +141,7 @@ def told(module: str, *arguments: str, lrs: tuple[float, ...], **options: Any) -
     """What a side's own process prints, free of the settings that raycnn gives its Ray."""
     command = [sys.executable, "-m", f"tests.bench.{module}", *arguments, "--lrs", *map(str, lrs)]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
-    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=plain_environment()).stdout
     (line,) = (line for line in printed.splitlines() if line.startswith(b"{"))  # Ray writes there too
     return json.loads(line)
 
@@ -155,8 +152,8 @@ def small_search(root: Path, name: str, trials: int, **settings: Any) -> dict[st
     tree["model"] = {"name": "timm/tf_efficientnet_lite0", "weights": "none", "unfreeze": 0}
     rates = [1e-4 * (number + 1) for number in range(trials // len(DEPTHS))]
     space = {"optim.lr": {"grid": rates}, "model.unfreeze": {"grid": DEPTHS}}
-    cache = str(root / f"{name}-cache")
-    return tree | {"search": {"space": space, "confirm": [0, 0], "cache": cache} | settings}
+    tree["cache"] = {"folder": str(root / f"{name}-cache")}
+    return tree | {"search": {"space": space, "confirm": [0, 0]} | settings}
 
 
 def first_steps(root: Path) -> list[Row]:

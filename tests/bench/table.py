@@ -17,6 +17,8 @@ from tests.bench.command import Row
 
 _GOAL = re.compile(r"(>=|<=) ([\d.]+)")
 _LONGEST = 70
+_FURTHEST = 8.0
+"""Share of a goal beyond which a bar does not grow."""
 
 
 def machine() -> str:
@@ -63,4 +65,4 @@ def _bar(row: Row) -> tuple[str, float, str] | None:
     share = value / float(aim[2]) if aim[1] == ">=" else float(aim[2]) / value
     label = what if against == "-" else f"{what}, against {against.rstrip('0123456789. ')}"
     label = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
-    return label, share, f"{value:g}  (goal {goal.replace('>=', '≥').replace('<=', '≤')})"
+    return label, min(share, _FURTHEST), f"{value:g}  (goal {goal.replace('>=', '≥').replace('<=', '≤')})"

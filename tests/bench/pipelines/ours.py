@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,27 @@ def raycnn(index: str) -> Iterator[int]:
             yield len(batch.rows)
 
 
+def paced(index: str, rate: float, late: list[float]) -> Iterator[int]:
+    """The stream as a GPU takes it that trains `rate` images a second: a batch when it is done with the one before.
+
+    Args:
+        index: STORAGE/index/HASH.
+        rate: images a second.
+        late: becomes the seconds that the GPU waited for each batch.
+    """
+    from raycnn.cluster import connect, division
+
+    pinned = _index(index)
+    with connect():
+        due = 0.0
+        for batch in stream(_reader(pinned), *_work(pinned, epochs=3), task_cpus=division(1).total / 2):
+            now = time.perf_counter()
+            late.append(max(0.0, now - due))
+            time.sleep(max(0.0, due - now))
+            due = max(due, now) + len(batch.rows) / rate  # a step that began late ends late
+            yield len(batch.rows)
+
+
 def threads(index: str) -> Iterator[int]:
     """The decode path alone, block after block: fetch, verify, decode, crop and resize; uint8."""
     pinned = _index(index)
@@ -75,7 +97,7 @@ def _reader(index: Index, **settings: int) -> ImageReader:
     return ImageReader(index.source, PREPROCESSING, limits, augment=AugmentConfig(), **settings)
 
 
-def _work(index: Index) -> tuple[object, TrainOrder]:
+def _work(index: Index, epochs: int = 1) -> tuple[object, TrainOrder]:
     table = index.rows("train").select(COLUMNS)
     plan = Plan(len(table), BATCH, 0)
-    return table, TrainOrder(plan, 0, 1, 0, plan.steps(1), batches_per_block(BATCH))
+    return table, TrainOrder(plan, 0, 1, 0, plan.steps(epochs), batches_per_block(BATCH))
