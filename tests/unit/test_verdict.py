@@ -17,7 +17,7 @@ from raycnn.storage import open_store
 from raycnn.storage.cache import Cache
 from raycnn.storage.lease import acquire, read_lease
 from raycnn.training import feed as feeds
-from raycnn.training import loop
+from raycnn.training import loop, transfer
 from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.committer import Committer
@@ -34,7 +34,7 @@ from tests.support.feeds import CPU, World
 SLOW = {
     "fetch": (reading, "_images"),
     "decode": (reading, "decode"),
-    "transfer": (feeds, "to_device"),
+    "transfer": (transfer, "to_device"),
     "compute": (Learner, "backward"),
     "evaluate": (loop, "validate"),
     "checkpoint": (Committer, "submit"),
