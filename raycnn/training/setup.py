@@ -62,11 +62,12 @@ class Body:
     def identity(self, depth: Depth) -> str:
         """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
 
-        The weights before the cut, the network, the shape of a pass, precision, device, torch's version, and whether
-        the prefix is compiled.
+        The weights before the cut, the network, the shape of a pass, precision, kind of device, torch's version, and
+        whether the prefix is compiled.
         """
         own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
-        digest = hashlib.sha256(repr((self._facts, self._precision, self.device.type, torch.__version__)).encode())
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        digest = hashlib.sha256(repr((self._facts, self._precision, kind, torch.__version__)).encode())
         digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
         if self.prefix.compiled:
             digest.update(f"compiled by {BACKEND}".encode())

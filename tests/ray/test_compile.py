@@ -21,7 +21,8 @@ def settings(source, storage, name, **changes):
         "augment": {"crop_scale": [0.8, 1.0]},
         "optim": {"lr": 0.005, "schedule": "constant", "warmup_epochs": 0},
         "train": {"epochs": 4, "global_batch": 32, "chunk": 16, "workers": 2, "checkpoint_every": 7, "log_every": 3},
-        "search": {"space": {"model.unfreeze": {"grid": [0, 1]}}, "confirm": [0, 0], "cache": str(storage)},
+        "search": {"space": {"model.unfreeze": {"grid": [0, 1]}}, "confirm": [0, 0]},
+        "cache": {"folder": str(storage)},
     }
     return raycnn.load_config(config, changes)
 
