@@ -189,6 +189,9 @@ class TrainConfig(Section):
     a divisor of global_batch."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 or fp16 on GPUs that have it, float32 elsewhere."""
+    compile: Literal["auto", "none", "prefix", "all"] = "auto"
+    """What torch.compile makes kernels for in training: the frozen prefix, or all: also the steps of what trains; auto:
+    the prefix on GPUs that Triton knows, nothing elsewhere. Last bits change; evaluate and predict never compile."""
     checkpoint_every: Annotated[int, Field(ge=1), OPERATIONAL] = 200
     """Steps between checkpoints; every evaluation is followed by one too."""
     eval_every: Annotated[float, Field(gt=0)] = 1.0

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +20,10 @@ from raycnn.data.transforms import Preprocessing
 from raycnn.errors import ConfigError
 from raycnn.memory import keep_freed_memory
 
+Compiled = Literal["none", "prefix", "all"]
+"""What torch.compile makes of a network: nothing, its frozen prefix, the steps of its suffix as well."""
+
+_TRITON_SINCE: Final = (7, 0)
 _PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,6 +40,53 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
     if setting == "fp16" and device.type != "cuda":
         raise ConfigError("fp16 needs a GPU", where="train.precision", fix="use auto, float32 or bf16")
     return _PRECISIONS[setting]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What decides whether networks can be compiled for a device.
+
+    Args:
+        kind: cpu or cuda.
+        missing: what of its machine's software compiling needs and lacks; empty if nothing.
+        capability: of a GPU, (major, minor).
+    """
+
+    kind: str
+    missing: str = ""
+    capability: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, device: torch.device) -> DeviceFacts:
+        """Of this process's machine."""
+        if device.type != "cuda":
+            return cls(device.type, _missing(os.environ.get("CXX", "g++"), what="a C++ compiler"))
+        missing = _missing(os.environ.get("CC", "gcc"), "clang", what="a C compiler")  # Triton builds its launcher
+        if importlib.util.find_spec("triton") is None:
+            missing = "Triton"
+        return cls("cuda", missing, torch.cuda.get_device_capability(device))
+
+
+def choose_compiled(setting: str, facts: DeviceFacts) -> Compiled:
+    """What to compile: `auto` is the prefix on a GPU that can, nothing elsewhere.
+
+    Raises:
+        ConfigError: it was asked for by name and cannot be done here.
+    """
+    old = facts.kind == "cuda" and facts.capability < _TRITON_SINCE
+    missing = "a GPU of compute capability 7.0 or more" if old else facts.missing
+    if setting == "auto":
+        return "prefix" if facts.kind == "cuda" and not missing else "none"
+    if setting != "none" and missing:
+        raise ConfigError(f"compiling needs {missing}", where=f"train.compile {setting}", fix="use auto or none")
+    return cast(Compiled, setting)
+
+
+def _missing(*compilers: str, what: str) -> str:
+    if not any(map(shutil.which, compilers)):
+        return what
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if headers.exists() else f"Python's headers ({headers.name})"
 
 
 def prepare(device: torch.device, threads: int) -> None:

@@ -18,9 +18,9 @@ from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.errors import RaycnnError
 from raycnn.training.clock import Clock
-from raycnn.training.device import to_device
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
+from raycnn.training.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Feed:
     ) -> None:
         self.task, self.prefix, self.device, self.total = task, prefix, device, total
         self._clock = clock or Clock()
+        self._transfer = Transfer(device)
         self._rank, self._world = ranks.rank, ranks.world
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None
@@ -86,7 +87,7 @@ class Feed:
             task = self.task
             order = TrainOrder(task.plan, self._rank, self._world, step, self.total, task.steps_per_block)
             self._stop = self.total
-            self._batches = stream(task.reader, task.table, order, task_cpus=task.task_cpus)
+            self._batches = self._transfer.ahead(stream(task.reader, task.table, order, task_cpus=task.task_cpus))
         self._next = None  # a stream that failed is opened anew
         batch = next(self._batches)
         self._next = step + 1 if step + 1 < self._stop else None
@@ -95,7 +96,7 @@ class Feed:
     def inputs(self, batch: Batch, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """The input of the suffix at each of the depths, one row per place of the batch."""
         with self._clock("transfer"):
-            images = to_device(batch.images_NHWC, self.device)
+            images = self._transfer.take(batch.images_NHWC)
         return self.prefix.taps(images, depths)
 
     def validation(self) -> Iterator[Batch]:
@@ -103,7 +104,7 @@ class Feed:
         task = self.task
         per_block = batches_per_block(task.chunk)
         order = ScanOrder(len(task.validation), task.chunk, per_block, self._rank, self._world)
-        return stream(task.scanner, task.validation, order, task_cpus=task.task_cpus)
+        return self._transfer.ahead(stream(task.scanner, task.validation, order, task_cpus=task.task_cpus))
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(labels int64[N], valid bool[N]) of a training batch, on the device."""

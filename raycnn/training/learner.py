@@ -17,7 +17,8 @@ from raycnn.errors import CheckpointError
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Split, Stages
 from raycnn.models.weights import load_state
-from raycnn.training.device import autocast, choose_precision, in_chunks
+from raycnn.training.compiling import compiled
+from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks
 from raycnn.training.exact import add_ranks, shards, tree_sum
 from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.optim import build_optimizer
@@ -62,11 +63,13 @@ class Learner:
         self._whole = stages.suffix(self.base)
         self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
         self.precision = choose_precision(config.train.precision, device)
+        self.compiled = choose_compiled(config.train.compile, DeviceFacts.of(device))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.optimizer = build_optimizer(self._whole.named_parameters(), config.optim)
         self.depth: Depth | None = None
         self._split: Split
-        self._suffix: nn.Module
+        self._frozen: Callable[[Tensor], Tensor] | None = None
+        self._suffix: Callable[[Tensor], Tensor]
 
     def enter(self, depth: Depth) -> None:  # all ranks
         """Train at `depth` from now on."""
@@ -76,7 +79,9 @@ class Learner:
         self._split = Split(self.stages.between(self.base, depth), self.stages.suffix(depth))
         self._set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
-        self._suffix = self._split.suffix
+        self._frozen, trains = self._split.prefix, self._split.suffix
+        if self._split.prefix is not None and self.compiled != "none":
+            self._frozen = compiled(self._split.prefix)
         if self.ranks.world > 1 and not self.config.train.exact:
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
@@ -86,7 +91,9 @@ class Learner:
                 "gradient_as_bucket_view": True,
                 _SYNC_BUFFERS: False,
             }
-            self._suffix = DistributedDataParallel(self._split.suffix, **arguments)
+            trains = DistributedDataParallel(trains, **arguments)
+        # around DDP: compiled code is cut where its buckets end, so ranks swap gradients while others are computed
+        self._suffix = compiled(trains) if self.compiled == "all" else trains
 
     def backward(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int) -> Tensor:
         """Gradients of the mean loss over the global batch.
@@ -101,9 +108,9 @@ class Learner:
         Returns:
             Sums of losses, one for this rank or for each of its virtual shards, float32 on the device.
         """
-        if self._split.prefix is not None:
+        if self._frozen is not None:
             with torch.no_grad(), autocast(self.device, self.precision):
-                inputs = in_chunks(self._split.prefix, inputs, self.config.train.chunk)
+                inputs = in_chunks(self._frozen, inputs, self.config.train.chunk)
         if self.config.train.exact:
             return self._backward_exactly(inputs, labels_N, valid_N, global_count, step)
         self._seed(f"step {step} rank {self.ranks.rank}")

@@ -155,7 +155,7 @@ class ReusingFeed(Feed):
         parts = list(parts_of(order))
         if kept.there(parts):
             return
-        batches = stream(reader, table, order, task_cpus=self.task.task_cpus)
+        batches = self._transfer.ahead(stream(reader, table, order, task_cpus=self.task.task_cpus))
         for part, batch in zip(parts, batches, strict=True):
             if leaving():
                 return

@@ -18,7 +18,8 @@ from raycnn.data.reader import COLUMNS, ImageReader
 from raycnn.models.depthwise import pad_depthwise
 from raycnn.models.stages import Stages, find
 from raycnn.models.zoo import build, preprocessing
-from raycnn.training.device import Normalize, choose_precision
+from raycnn.training.compiling import BACKEND
+from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choose_precision
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
 from raycnn.training.losses import class_weights
@@ -55,16 +56,21 @@ class Body:
         normalize = Normalize(facts.preprocessing).to(device)
         precision = choose_precision(config.train.precision, device)
         self._facts, self._precision = facts, precision
-        self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision)
+        compiled = choose_compiled(config.train.compile, DeviceFacts.of(device)) != "none"
+        self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision, compiled=compiled)
 
     def identity(self, depth: Depth) -> str:
         """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
 
-        The weights before the cut, the network, the shape of a pass, precision, device and torch's version.
+        The weights before the cut, the network, the shape of a pass, precision, kind of device, torch's version, and
+        whether the prefix is compiled.
         """
         own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
-        digest = hashlib.sha256(repr((self._facts, self._precision, self.device.type, torch.__version__)).encode())
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        digest = hashlib.sha256(repr((self._facts, self._precision, kind, torch.__version__)).encode())
         digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
+        if self.prefix.compiled:
+            digest.update(f"compiled by {BACKEND}".encode())
         for name, tensor in self.module.state_dict().items():
             if name not in own:
                 digest.update(name.encode())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
 from raycnn.cluster import available_cpus
@@ -25,8 +26,9 @@ def machine() -> str:
     """What all was measured on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "torchvision"))
+    graphics = f"GPUs: {torch.cuda.device_count()}" if torch.cuda.is_available() else "no GPU"
     python = f"Python {sys.version.split()[0]}"
-    return f"{available_cpus()} CPUs ({platform.machine()}), {memory:.0f} GiB, no GPU; {python}, {versions}"
+    return f"{available_cpus()} CPUs ({platform.machine()}), {memory:.0f} GiB, {graphics}; {python}, {versions}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

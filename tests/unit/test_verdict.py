@@ -18,7 +18,7 @@ from raycnn.storage import open_store
 from raycnn.storage.cache import Cache
 from raycnn.storage.lease import acquire, read_lease
 from raycnn.training import feed as feeds
-from raycnn.training import loop
+from raycnn.training import loop, transfer
 from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.committer import Committer
@@ -37,7 +37,7 @@ EMPTY = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()
 SLOW = {
     "fetch": (reading, "_images"),
     "decode": (reading, "decode"),
-    "transfer": (feeds, "to_device"),
+    "transfer": (transfer, "to_device"),
     "compute": (Learner, "backward"),
     "evaluate": (loop, "validate"),
     "checkpoint": (Committer, "submit"),
