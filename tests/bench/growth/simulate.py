@@ -18,8 +18,9 @@ import numpy as np
 from raycnn.data.keyed import mix64
 from tests.bench.growth.assumed import Cluster, Costs, Design, Load
 
-BUSY = 0.9
-"""What is used for more than this share of the time is what limits."""
+BUSY = 0.75
+"""What is busy for more than this share of the time, and busiest, is what limits: a loop rests between its turns, and
+CPUs until the loop sees that they are free."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ class Stream:
 
     ranks: range
     total: int
-    window: int
     split_s: float
     busy: float = 0.0
     next: int = 0
@@ -95,10 +95,10 @@ class Model:
         self.costs, self.cluster, self.load, self.design = costs, cluster, load, design
         block_bytes = load.block_images * costs.view_bytes
         room = int(cluster.nodes * cluster.node_store_bytes / block_bytes / load.gpus)
-        self.cramped, ahead = room < load.ahead, max(1, min(load.ahead, room))
+        self.cramped, self.ahead = room < load.ahead, max(1, min(load.ahead, room))
         parts = [range(load.gpus)] if design == "ordered" else [range(rank, rank + 1) for rank in range(load.gpus)]
         split_s = costs.split_s if design == "ordered" and load.gpus > 1 else 0.0
-        self.streams = [Stream(p, len(p) * load.rounds, len(p) * ahead, split_s) for p in parts]
+        self.streams = [Stream(p, len(p) * load.rounds, split_s) for p in parts]
         ranks_on = Counter(rank // cluster.node_gpus for rank in range(load.gpus))
         free = [cluster.node_cpus - ranks_on[node] for node in range(cluster.nodes)]
         self.cpus = sum(free)
@@ -110,7 +110,9 @@ class Model:
         self.arrived: Counter[int] = Counter()
         self.round, self.round_ends = 0, 0.0
         # neither the filling of what is ahead at the start nor its draining at the end
-        self.counted = range(min(2 * ahead, load.rounds // 2), max(load.rounds - ahead, load.rounds // 2 + 1))
+        self.counted = range(
+            max(load.rounds - 5 * self.ahead, load.rounds // 2), max(load.rounds - self.ahead, load.rounds // 2 + 1)
+        )
         self.over = 0
         self.marks: list[tuple[float, dict[str, float]]] = []
         self.images_in = self.images_out = 0
@@ -161,13 +163,17 @@ class Model:
         """A scheduling loop takes what is finished, gives on what is in order, and starts what has room."""
         costs, done = self.costs, stream.finished
         stream.finished = []
-        start = range(stream.next, min(stream.total, stream.used + stream.window))
+        stream.running -= len(done)
+        room = self.cpus - stream.running  # Ray Data starts no more tasks than there are CPUs, whoever else uses them
+        # what is ahead grows by a block a round: only what the ranks leave over fills it
+        until = stream.used + min(self.ahead, 2 + self.over) * len(stream.ranks)
+        start = range(stream.next, min(stream.total, until, stream.next + room))
         stream.next = max(stream.next, start.stop)
         busy = costs.turn_s + costs.watch_s * stream.running
         busy += costs.block_s * (len(done) + len(start)) / 2 + stream.split_s * len(done)
         stream.busy += busy
         now += busy
-        stream.running += len(start) - len(done)
+        stream.running += len(start)
         for number in start:
             self.at(self.head.serve(now, costs.gcs_s), partial(self.submit, stream, number))
         stream.waiting.update((number, stream.nodes.pop(number)) for number in done)
