@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench peers format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench growth peers format clean
 
 install: .venv/.installed
 
@@ -58,6 +58,10 @@ demo: install
 
 bench: install peers
 	$(BIN)/python -m tests.bench
+
+# How cost grows with images, ranks and trials, for docs/scaling.md; 5 minutes.
+growth: install
+	$(BIN)/python -m tests.bench.growth
 
 # What the bench compares with, beside .venv and on top of it.
 peers: .venv-peers/.installed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 import time
 from typing import Any
+from unittest.mock import patch
 
 from tests.bench.growth.processes import cpu_seconds
 
@@ -26,8 +29,6 @@ def _idle(settings: dict[str, float]) -> None:
 
 def _train(world: int) -> dict[str, float]:
     """CPU seconds of the controller's process for each second that its ranks train."""
-    import threading
-
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -63,7 +64,8 @@ def _tune(trials: int) -> dict[str, float]:
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             pass
 
-    with tempfile.TemporaryDirectory() as folder:
+    quiet = patch.dict(os.environ, {"RAY_AIR_NEW_OUTPUT": "0"})  # else it prints tables whatever is asked for
+    with quiet, tempfile.TemporaryDirectory() as folder:
         start, before = time.perf_counter(), time.process_time()
         tune.Tuner(
             tune.with_resources(Nothing, {"CPU": 0.01}),

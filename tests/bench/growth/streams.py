@@ -101,9 +101,9 @@ class Reader:
         """What clocks show: this process's, its scheduling loops', and on rank 0 those of all other processes."""
         raylet = psutil.Process().parent()
         assert raylet is not None
-        every = cpu_seconds(raylet.parent()) if rank == 0 else Counter()
-        own = {"now": time.perf_counter(), "own": time.process_time(), "loop": loop_seconds(), **_turns}
-        return Counter(every) + Counter(own)
+        marks = cpu_seconds(raylet.parent()) if rank == 0 else Counter[str]()
+        marks.update({"now": time.perf_counter(), "own": time.process_time(), "loop": loop_seconds(), **_turns})  # type: ignore[arg-type]
+        return marks
 
     def hold(self, order: TrainOrder, reader: Instant, task_cpus: float, seconds: float) -> None:
         """Take one batch and compute on it for so long."""
