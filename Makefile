@@ -59,7 +59,7 @@ demo: install
 bench: install peers
 	$(BIN)/python -m tests.bench
 
-# How cost grows with images, ranks and trials, for docs/scaling.md; 5 minutes.
+# How cost grows with images, ranks and trials, for docs/scaling.md; 9 minutes.
 growth: install
 	$(BIN)/python -m tests.bench.growth
 

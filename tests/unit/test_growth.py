@@ -106,5 +106,12 @@ def test_a_loop_for_all_ranks_is_used_up_where_a_loop_for_each_is_not() -> None:
     assert each.images_s > 3 * one.images_s
 
 
+@designs
+def test_nothing_is_busy_for_more_than_all_of_the_time_or_less_than_none(design: Design) -> None:
+    for gpus, cluster in ((1, AMPLE), (16, AMPLE), (64, AMPLE), (16, Cluster())):
+        shares = at(design, gpus=gpus, gpu_rate=3000, cluster=cluster).shares
+        assert all(0 <= share <= 1.001 for share in shares.values()), shares
+
+
 def test_the_same_numbers_in_give_the_same_numbers_out() -> None:
     assert at("per rank") == at("per rank")

@@ -69,15 +69,20 @@ def _streams(found: dict[str, Any]) -> list[str]:
 
 def _points(points: Points) -> list[str]:
     lines = [
-        "| images/s of a GPU | GPUs | wanted images/s | blocks/s | GB/s fetched | one ordered stream, images/s | limit "
-        "| one stream per rank, images/s | limit | the same, one prefix | limit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| images/s of a GPU | GPUs | one ordered stream, images/s | one stream per rank, images/s "
+        "| its GET/s | GB/s fetched | blocks/s | the same from one prefix, images/s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for rate in RATES:
         for gpus in GPUS:
             one, each = (points["many prefixes", design, rate, gpus] for design in DESIGNS)
             narrow = points["one prefix", "per rank", rate, gpus]
-            cells = [f"{rate:,}", str(gpus), f"{rate * gpus:,}", f"{each.blocks_s:.0f}", f"{each.fetched_s / 1e9:.2g}"]
-            cells += [cell for point in (one, each, narrow) for cell in (f"{point.images_s:,.0f}", point.limit)]
+            load = f"{each.requests_s:,.0f}", f"{each.fetched_s / 1e9:.2g}", f"{each.blocks_s:.0f}"
+            cells = [f"{rate:,}", str(gpus), _reached(one), _reached(each), *load, _reached(narrow)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _reached(point: Point) -> str:
+    """Images a second, and what limits them if it is not the GPUs."""
+    return f"{point.images_s:,.0f}" + (f" ({point.limit})" if point.limit != "GPUs" else "")

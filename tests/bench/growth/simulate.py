@@ -175,13 +175,17 @@ class Model:
         now += busy
         stream.running += len(start)
         for number in start:
-            self.at(self.head.serve(now, costs.gcs_s), partial(self.submit, stream, number))
+            self.at(now, partial(self.announce, stream, number))
         stream.waiting.update((number, stream.nodes.pop(number)) for number in done)
         while stream.given in stream.waiting:
-            self.give(stream, stream.given, stream.waiting.pop(stream.given), now)
+            self.at(now, partial(self.give, stream, stream.given, stream.waiting.pop(stream.given)))
             stream.given += 1
         if stream.given < stream.total:
             self.at(now + self.load.pace_s, partial(self.turn, stream))
+
+    def announce(self, stream: Stream, number: int, now: float) -> None:
+        """Ray's head notes a task."""
+        self.at(self.head.serve(now, self.costs.gcs_s), partial(self.submit, stream, number))
 
     def submit(self, stream: Stream, number: int, now: float) -> None:
         """A task waits for a CPU."""
