@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench peers gpu-check format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench growth peers gpu-check format clean
 
 install: .venv/.installed
 
@@ -59,9 +59,7 @@ demo: install
 bench: install peers
 	$(BIN)/python -m tests.bench
 
-# On a machine with 1 to 8 GPUs; the report to share is tests/gpu/out/report.md.
-gpu-check: install
-	$(BIN)/python -m tests.gpu
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench growth peers gpu-check format clean
 
 # What the bench compares with, beside .venv and on top of it.
 peers: .venv-peers/.installed

@@ -33,7 +33,7 @@ def settings(source, storage, name="search", **changes):
         "search": {"space": {"model.unfreeze": {"grid": [0, 1, 2]}}, "confirm": [0, 0], "reuse": "share"},
     }
     config["data"]["image_size"] = 32
-    config["search"]["cache"] = str(storage)
+    config["cache"] = {"folder": str(storage)}
     return raycnn.load_config(config, changes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from raycnn.storage import Store
 from raycnn.training import checkpoint
 
-_TIMINGS = ("seconds", "time", "shares", "cached", "verdict")
+_TIMINGS = ("seconds", "time")
 
 
 def final_hashes(store: Store) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def final_hashes(store: Store) -> dict[str, Any]:
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without their timings."""
+    """The lines of metrics.jsonl without their timings, and without those on what an epoch's time went to."""
     lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
+    lines = [line for line in lines if "verdict" not in line]
     return [{name: value for name, value in line.items() if name not in _TIMINGS} for line in lines]
