@@ -23,11 +23,16 @@ from raycnn.errors import RaycnnError, decode_error, encode_error
 
 Int64s = npt.NDArray[np.int64]
 IMAGES_PER_BLOCK = 256
+_STORE_SHARE = 0.25  # of the cluster's object store, for streams of one kind; training's and validation's overlap
 _BLOCKS_PER_STREAM = 1024  # Ray Data keeps one entry per block from the start
 
 
 class Order(Protocol):
     """Which rows stand in which block."""
+
+    @property
+    def world(self) -> int:
+        """Streams of such orders at the same time, at least."""
 
     @property
     def num_blocks(self) -> int:
@@ -159,6 +164,10 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
     dataset = ray.data.from_blocks([pa.table({"id": [number]}) for number in range(first, last)])
     dataset = dataset.map_batches(decode_block, batch_size=None, num_cpus=task_cpus)
     quiet(dataset.context)
+    # else each of them fills half of the cluster's store, and from three ranks on they spill to disk
+    store: float = ray.cluster_resources().get("object_store_memory", 0.0)  # type: ignore[no-untyped-call]
+    room = store * _STORE_SHARE / order.world
+    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
     return dataset
 
 

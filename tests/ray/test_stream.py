@@ -1,8 +1,9 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
-from raycnn.data.dataset import ScanOrder, stream
+from raycnn.data.dataset import ScanOrder, blocks, stream
 from raycnn.data.decode import Limits
 from raycnn.data.reader import ImageReader, Images
 from raycnn.data.transforms import Preprocessing
@@ -33,3 +34,11 @@ def test_batches_come_in_the_order_planned(threaded, local_ray):
     if threaded:
         batches = one_ahead(batches, lambda batch: None)
     assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_training_and_validation_of_all_ranks_fill_half_of_the_object_store_at_most(world, local_ray):
+    order = ScanOrder(40, 4, 2, 0, world)
+    dataset = blocks(ImageReader("/x", PREP, Limits(1, 1)), TABLE, order, task_cpus=0.5, first=0, last=1)
+    limit = dataset.context.execution_options.resource_limits.object_store_memory
+    assert 2 * world * limit == pytest.approx(ray.cluster_resources()["object_store_memory"] / 2)
