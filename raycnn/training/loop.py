@@ -82,7 +82,7 @@ def conclude_epoch(member: Member, times: EpochTimes, ranks: Ranks, reporter: Re
     found = verdict(ranks.gather(times.close()))
     epoch = round(member.epochs)
     member.line(epoch=epoch, **found)
-    if reporter:
+    if reporter and (times.due() or member.state.step == member.total):
         reporter.line(sentence(epoch, found))
 
 

@@ -16,6 +16,7 @@ SHARES: Final = ("wait", "fetch", "decode", "cache", "transfer", "compute", "eva
 for bytes, or decoded. cache: for what the node kept. transfer: of images to the device. ranks: for the others. other:
 none of these."""
 
+_EVERY_S: Final = 10.0
 _WORTH_NAMING: Final = 0.2
 _ADVICE: Final = {
     "wait": "it waits for Ray to start or place decoding tasks: leave CPUs free, or give longer epochs",
@@ -40,6 +41,7 @@ class EpochTimes:
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._epoch = clock, _Epoch(dict(clock.seconds))
+        self._due_at = 0.0
 
     def read(self, batch: Batch) -> None:
         """Note where a batch came from, and what its decoding task took for it."""
@@ -51,6 +53,14 @@ class EpochTimes:
         epoch.waited_s = waited
         epoch.fetch_s += batch.fetch_s
         epoch.decode_s += batch.decode_s
+
+    def due(self) -> bool:
+        """Whether people should hear of this epoch; of short ones they hear now and then."""
+        now = time.perf_counter()
+        due = now >= self._due_at
+        if due:
+            self._due_at = now + _EVERY_S
+        return due
 
     def close(self) -> dict[str, float]:
         """Seconds by SHARES since the last call; their sum is the time that passed. cached: share of the batches."""

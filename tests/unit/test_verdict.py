@@ -134,3 +134,14 @@ def test_a_line_names_what_took_time() -> None:
     assert text.startswith("epoch 3: decode 10%, compute 90%; 90% of the time it computes: ")
     cached = sentence(3, verdict([seconds(compute=1, cached=1), seconds(compute=1)]))
     assert cached.startswith("epoch 3: compute 100%, 50% of the batches from the cache; ")
+
+
+def test_of_short_epochs_people_hear_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    times, heard = EpochTimes(Clock()), []
+    for _ in range(25):
+        if times.due():
+            heard.append(now[0])
+        now[0] += 1
+    assert heard == [100, 110, 120]

@@ -46,9 +46,11 @@ def table(images: S3Store, *, known: bool = True) -> pa.Table:
     rows = []
     for number, entry in enumerate(images.list()):
         digest = hashlib.sha256(images.get(entry.key)).digest() if known else None
-        rows.append({"key": entry.key, "offset": 0, "length": entry.size, "sha256": digest, "key_hash": number})
+        rows.append(
+            {"key": entry.key, "offset": 0, "length": entry.size, "sha256": digest, "key_hash": number, "alias": None}
+        )
     schema = {"key": pa.string(), "offset": pa.int64(), "length": pa.int64(), "sha256": pa.binary(32)}
-    return pa.Table.from_pylist(rows, pa.schema([*schema.items(), ("key_hash", pa.uint64())]))
+    return pa.Table.from_pylist(rows, pa.schema([*schema.items(), ("key_hash", pa.uint64()), ("alias", pa.string())]))
 
 
 def read(images: S3Store, rows: pa.Table) -> tuple[bytes, list[str]]:
