@@ -64,7 +64,9 @@ class Encoded:
 def litdata(address: str) -> Iterator[int]:
     """LitData's StreamingDataset, chunks cached on the node."""
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the bench's server has no TLS
     with tempfile.TemporaryDirectory(prefix="raycnn-bench-") as cache:
         options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
         dataset = StreamingDataset(address, cache, shuffle=True, storage_options=options, transform=Encoded())
