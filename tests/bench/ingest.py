@@ -122,7 +122,8 @@ def shards_of(source: str, root: Path, *flags: str) -> str:
 
 
 def indexed(source: str, root: Path, *flags: str) -> dict[str, Any]:
-    config = config_of(root, root / "runs", image_size=SIZE) | {"data": {"source": source}}
+    storage = root / ("runs-s3" if "://" in source else "runs")  # equal images at two addresses are one index
+    config = config_of(root, storage, image_size=SIZE) | {"data": {"source": source}}
     return timed("index", config, root, *flags)[0]
 
 
