@@ -128,8 +128,7 @@ class Shares:
     def _drop(self, shared: Shared) -> None:
         self._rows.update(shared.body.prefix.rows)
         self._seconds.update(shared.clock.seconds)
-        if isinstance(shared.feed, ReusingFeed):
-            shared.feed.close()
+        shared.feed.close()
 
     def _make(self, config: Config) -> Shared:
         facts = facts_of(config, self._index.classes)

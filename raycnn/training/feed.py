@@ -106,6 +106,9 @@ class Feed:
         order = ScanOrder(len(task.validation), task.chunk, per_block, self._rank, self._world)
         return self._transfer.ahead(stream(task.scanner, task.validation, order, task_cpus=task.task_cpus))
 
+    def close(self) -> None:
+        """Let go of what it holds beside its stream: nothing."""
+
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(labels int64[N], valid bool[N]) of a training batch, on the device."""
         labels: npt.NDArray[np.int32] = self.task.table["label"].to_numpy()

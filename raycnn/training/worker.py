@@ -26,7 +26,6 @@ from raycnn.training.metrics_log import decode_lines
 from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
-from raycnn.training.reuse import ReusingFeed
 from raycnn.training.serialize import decode_optimizer, decode_weights
 from raycnn.training.setup import INDEX_COLUMNS, Body, task_of, weights_of_classes
 from raycnn.training.state import TrainState
@@ -108,8 +107,7 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None, *, one_node: bool)
     try:
         train([member], found.feed, ranks, found.bad_rows, reporter, clock, leaving=leaving, times=times)
     finally:
-        if isinstance(found.feed, ReusingFeed):
-            found.feed.close()
+        found.feed.close()
     with clock("checkpoint"):
         failure = close(member, ranks)
     if failure:
