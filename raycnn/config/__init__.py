@@ -1,6 +1,6 @@
 """The config: frozen models that YAML, command-line flags and search samples address by dotted path."""
 
-from raycnn.config.base import OPERATIONAL, Section
+from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.loading import dated, load_config
 from raycnn.config.paths import fields, get_path, identity, identity_hash, operational, set_path
 from raycnn.config.search import Distribution, SearchConfig
@@ -22,6 +22,7 @@ from raycnn.config.sections import (
 )
 
 __all__ = [
+    "LATER",
     "OPERATIONAL",
     "AugmentConfig",
     "CacheConfig",

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 OPERATIONAL: Final = "operational"
 """Marks a field that does not change results: where, how fast, how often, how long."""
+LATER: Final = "later"
+"""Marks a field that came after runs had been started: at its default, what it had been before, it is no part of the
+identity's hash."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"]

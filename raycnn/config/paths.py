@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from raycnn.config.base import OPERATIONAL, Section
+from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.sections import Config
 from raycnn.errors import ConfigError
 
@@ -58,8 +59,15 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def identity_hash(config: Config) -> str:
-    """Hex sha256 over `identity(config)`: equal for two configs that must give the same result on the same manifest."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    """Hex sha256 over `identity(config)`: equal for two configs that must give the same result on the same manifest.
+
+    Fields that are marked `LATER` count where they differ from their defaults.
+    """
+    settings = identity(config)
+    for path, info in fields():
+        if LATER in _metadata(info) and settings.get(path) == to_jsonable_python(info.default):
+            settings.pop(path, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def operational(path: str, info: FieldInfo) -> bool:

@@ -308,6 +308,10 @@ def test_identity_does_not_depend_on_how_a_value_was_written() -> None:
     assert identity_hash(load(optim__warmup_epochs=1)) == identity_hash(load(optim__warmup_epochs=1.0))
 
 
+def test_settings_that_came_later_leave_the_hash_of_runs_without_them_as_it_was() -> None:
+    assert identity_hash(load()) == "d7e059e7d79c8bd76aa6de08fbb67eccd04aabcc0737c7bf4795580c2028f66f"
+
+
 def test_every_field_says_what_it_is_for() -> None:
     found = dict(fields())
     assert len(found) > 40
