@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raycnn.config.base import OPERATIONAL, Fraction, Metric, Section
+from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Section
 from raycnn.config.search import SearchConfig
 from raycnn.errors import ConfigError
 
@@ -157,12 +157,23 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """The loss: cross entropy."""
+    """The loss."""
 
+    name: Annotated[Literal["auto", "cross_entropy", "focal", "mse"], LATER] = "auto"
+    """auto: cross_entropy. focal: what is right already counts little (Lin et al., 2017); mse: the mean squared
+    difference of the probabilities to the one-hot label."""
+    focal_gamma: Annotated[float, Field(ge=0), LATER] = 2.0
+    """focal: power of (1 - p) before log p; 0 is cross entropy."""
     label_smoothing: Fraction = 0.0
     """Probability mass spread over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weight each class by the inverse of its share of the training rows."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """balanced: weight each class by the inverse of its share of the training rows; effective: by the inverse of its
+    effective number of rows (Cui et al., 2019)."""
+    effective_beta: Annotated[Fraction, LATER] = 0.999
+    """class_weights: effective: 0 is like none, towards 1 like balanced."""
+    logit_adjustment: Annotated[float, Field(ge=0), LATER] = 0.0
+    """In training add so many times the log of a class's share of the training rows to its logit, so that the network
+    itself answers as for classes of equal size (Menon et al., 2021); 1 is what they advise."""
 
 
 class TrainConfig(Section):

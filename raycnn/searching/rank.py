@@ -30,7 +30,7 @@ from raycnn.training.recorder import Recorder, Run
 from raycnn.training.reuse import ReusingFeed
 from raycnn.training.run import create_run, read_run
 from raycnn.training.serialize import decode_optimizer, decode_weights
-from raycnn.training.setup import INDEX_COLUMNS, facts_of, weights_of_classes
+from raycnn.training.setup import INDEX_COLUMNS, facts_of, loss_of
 from raycnn.training.state import TrainState
 
 
@@ -90,8 +90,8 @@ class PackRank:
         config = load_config(self._job.config, values)
         key = share_key(config)
         shared = self.shares.of(config)
-        classes = weights_of_classes(config, facts_of(config, self._index.classes), self._index)
-        learner = shared.body.copied_learner(config, self._ranks, classes)
+        loss = loss_of(config, facts_of(config, self._index.classes), self._index, self._device)
+        learner = shared.body.copied_learner(config, self._ranks, loss)
         state = TrainState(facts_of(config, self._index.classes))
         if place.commit is not None:
             files = checkpoint.verified(self._folder(place.source), place.commit)

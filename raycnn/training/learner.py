@@ -20,7 +20,7 @@ from raycnn.models.weights import load_state
 from raycnn.training.compiling import compiled
 from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks
 from raycnn.training.exact import add_ranks, shards, tree_sum
-from raycnn.training.losses import cross_entropy_sum
+from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.optim import build_optimizer
 from raycnn.training.phases import deepest
 from raycnn.training.ranks import Ranks
@@ -43,7 +43,7 @@ class Learner:
         config: the run's.
         device: where to compute.
         ranks: that train together.
-        class_weights_K: float32[K] weights of the loss, or None.
+        loss: of a batch; None: that of the config for one label a row, as if all classes had as many rows.
 
     Raises:
         ConfigError: a depth that the network does not have.
@@ -56,12 +56,12 @@ class Learner:
         config: Config,
         device: torch.device,
         ranks: Ranks,
-        class_weights_K: Tensor | None,
+        loss: BatchLoss | None = None,
     ) -> None:
         self.module, self.stages, self.config, self.device, self.ranks = module, stages, config, device, ranks
         self.base = deepest(config.model.unfreeze, stages)
         self._whole = stages.suffix(self.base)
-        self.class_weights_K = None if class_weights_K is None else class_weights_K.to(device)
+        self._loss = loss or one_label_loss(config.loss, None, device)
         self.precision = choose_precision(config.train.precision, device)
         self.compiled = choose_compiled(config.train.compile, DeviceFacts.of(device))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
@@ -143,10 +143,7 @@ class Learner:
         """The sum of the losses, when its gradient times `weight` has been added to the parameters'."""
         with autocast(self.device, self.precision):
             logits_NK = self._suffix(inputs)
-        loss_sum = cross_entropy_sum(
-            logits_NK.float(), labels_N, valid_N,
-            class_weights_K=self.class_weights_K, label_smoothing=self.config.loss.label_smoothing,
-        )  # fmt: skip
+        loss_sum = self._loss(logits_NK.float(), labels_N, valid_N)
         self.scaler.scale(loss_sum * weight).backward()  # type: ignore[no-untyped-call]
         return loss_sum.detach()
 

@@ -1,7 +1,9 @@
-"""The loss of a batch in which some rows may be masked, and the weights of the classes."""
+"""The loss of a batch in which some rows may be masked, and what the training rows say of the classes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,7 +12,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raycnn.config import LossConfig
+
+BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits_NK, labels_N and valid_N, as `cross_entropy_sum`: summed over the valid rows, float32."""
+
 _MASKED = -1
+_NEAR_ZERO = 1e-12
+
+
+def one_label_loss(config: LossConfig, counts_K: npt.NDArray[np.int64] | None, device: torch.device) -> BatchLoss:
+    """The loss that the config says, of rows with one of K classes.
+
+    Args:
+        config: see each of its fields.
+        counts_K: training rows of each class; None: as many of each.
+        device: where the logits are.
+    """
+    tau, weights_K, shift_K = config.logit_adjustment, None, None
+    if counts_K is not None and config.class_weights != "none":
+        weights = class_weights(counts_K, config.class_weights, config.effective_beta)
+        weights_K = torch.from_numpy(weights).float().to(device)
+    if counts_K is not None and tau:
+        shift_K = torch.from_numpy(tau * log_priors(counts_K)).float().to(device)
+    function: Callable[..., Tensor] = square_sum if config.name == "mse" else cross_entropy_sum
+    if config.name == "focal":
+        function = partial(focal_sum, gamma=config.focal_gamma)
+
+    def loss(logits_NK: Tensor, labels_N: Tensor, valid_N: Tensor) -> Tensor:
+        logits_NK = logits_NK if shift_K is None else logits_NK + shift_K
+        return function(logits_NK, labels_N, valid_N, class_weights_K=weights_K, label_smoothing=config.label_smoothing)
+
+    return loss
 
 
 def cross_entropy_sum(
@@ -35,10 +68,8 @@ def cross_entropy_sum(
     Returns:
         A float32 scalar; 0 when no row is valid.
     """
-    # ignore_index alone would let a masked row's Inf or NaN through: 0 * Inf is NaN
-    logits_NK = torch.where(valid_N[:, None], logits_NK.float(), 0.0)
     return F.cross_entropy(
-        logits_NK,
+        _masked(logits_NK, valid_N),  # ignore_index alone would let its Inf or NaN through
         torch.where(valid_N, labels_N, _MASKED),
         weight=class_weights_K,
         ignore_index=_MASKED,
@@ -47,18 +78,90 @@ def cross_entropy_sum(
     )
 
 
-def class_weights(counts_K: npt.NDArray[np.int64], kind: Literal["none", "balanced"]) -> npt.NDArray[np.float64]:
+def focal_sum(
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    valid_N: Tensor,
+    *,
+    gamma: float,
+    class_weights_K: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy in which what is right already counts little: (1 - p)^gamma before each log p (Lin et al., 2017).
+
+    As `cross_entropy_sum` in all else; equal to it where gamma is 0.
+    """
+    log_p_NK = _masked(logits_NK, valid_N).log_softmax(1)
+    targets_NK = _smooth_targets(log_p_NK, labels_N, valid_N, label_smoothing)
+    if class_weights_K is not None:
+        targets_NK = targets_NK * class_weights_K
+    wrong_NK = (-torch.expm1(log_p_NK)).clamp_min(_NEAR_ZERO)  # the power's slope at 0 may be infinite
+    return -(targets_NK * wrong_NK**gamma * log_p_NK).sum()
+
+
+def square_sum(
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    valid_N: Tensor,
+    *,
+    class_weights_K: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Squared difference of the probabilities to the one-hot label, the mean over classes; summed over the valid rows.
+
+    Brier's score (1950), over K. A row's weight is that of its class; the rest as in `cross_entropy_sum`.
+    """
+    p_NK = _masked(logits_NK, valid_N).softmax(1)
+    targets_NK = _smooth_targets(p_NK, labels_N, valid_N, label_smoothing)
+    losses_N = torch.where(valid_N, (p_NK - targets_NK).square().mean(1), 0.0)
+    return losses_N.sum() if class_weights_K is None else (losses_N * class_weights_K[_known(labels_N, valid_N)]).sum()
+
+
+def class_weights(
+    counts_K: npt.NDArray[np.int64], kind: Literal["none", "balanced", "effective"], beta: float = 0.999
+) -> npt.NDArray[np.float64]:
     """The factor of each class in the loss, float64[K], with mean 1 over the training rows.
 
     Args:
         counts_K: training rows of each class.
         kind: "none" gives ones; "balanced" rows / (classes * rows of the class), so that every class with
-            rows weighs the same in sum; a class without rows gets 0.
+            rows weighs the same in sum; "effective" the inverse of the effective number (1 - beta^n) / (1 - beta) of
+            its n rows (Cui et al., 2019); a class without rows gets 0.
+        beta: of "effective", in [0, 1): 0 is like none, towards 1 like balanced.
     """
     if kind == "none":
         return np.ones(len(counts_K))
     counts = counts_K.astype(np.float64)
     present = counts > 0
-    weights = np.zeros_like(counts)
-    weights[present] = counts.sum() / (present.sum() * counts[present])
+    numbers, weights = counts[present], np.zeros_like(counts)
+    if kind == "effective":
+        numbers = -np.expm1(numbers * np.log(beta)) / (1 - beta) if beta else np.ones_like(numbers)
+        weights[present] = counts.sum() / ((counts[present] / numbers).sum() * numbers)
+    else:
+        weights[present] = counts.sum() / (present.sum() * numbers)
     return weights
+
+
+def log_priors(counts_K: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """log of each class's share of the training rows, what logit adjustment (Menon et al., 2021) adds to the logits.
+
+    A class without rows counts as half of one.
+    """
+    counts = np.maximum(counts_K.astype(np.float64), 0.5)
+    return np.asarray(np.log(counts / counts.sum()))
+
+
+def _masked(logits_NK: Tensor, valid_N: Tensor) -> Tensor:
+    """In float32, with zeros for a masked row: 0 * Inf would be NaN."""
+    return torch.where(valid_N[:, None], logits_NK.float(), 0.0)
+
+
+def _known(labels_N: Tensor, valid_N: Tensor) -> Tensor:
+    return torch.where(valid_N, labels_N, 0)
+
+
+def _smooth_targets(like_NK: Tensor, labels_N: Tensor, valid_N: Tensor, smoothing: float) -> Tensor:
+    """float32[N, K]: one-hot and smoothed; zeros for a masked row."""
+    one_hot_NK = F.one_hot(_known(labels_N, valid_N), like_NK.shape[1])
+    targets_NK = one_hot_NK.to(like_NK.dtype) * (1 - smoothing) + smoothing / like_NK.shape[1]
+    return torch.where(valid_N[:, None], targets_NK, 0.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raycnn.config import Config, Depth
 from raycnn.data.dataset import batches_per_block
@@ -22,7 +22,7 @@ from raycnn.training.compiling import BACKEND
 from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choose_precision
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
-from raycnn.training.losses import class_weights
+from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.phases import deepest
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
@@ -77,22 +77,20 @@ class Body:
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def learner(self, config: Config, ranks: Ranks, class_weights_K: Tensor | None) -> Learner:
+    def learner(self, config: Config, ranks: Ranks, loss: BatchLoss | None = None) -> Learner:
         """Trains this very network."""
-        return Learner(self.module, self.stages, config, self.device, ranks, class_weights_K)
+        return Learner(self.module, self.stages, config, self.device, ranks, loss)
 
-    def copied_learner(self, config: Config, ranks: Ranks, class_weights_K: Tensor | None) -> Learner:
+    def copied_learner(self, config: Config, ranks: Ranks, loss: BatchLoss | None = None) -> Learner:
         """Trains a copy of the suffix that the config unfreezes; what comes before stays shared."""
         network, stages = self.stages.copy(deepest(config.model.unfreeze, self.stages))
-        return Learner(network.module, stages, config, self.device, ranks, class_weights_K)
+        return Learner(network.module, stages, config, self.device, ranks, loss)
 
 
-def weights_of_classes(config: Config, facts: NetworkFacts, index: Index) -> Tensor | None:
-    """float32[K] factors of the loss, or None."""
-    if config.loss.class_weights == "none":
-        return None
+def loss_of(config: Config, facts: NetworkFacts, index: Index, device: torch.device) -> BatchLoss:
+    """The loss that the config says, for the training rows of this index."""
     counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
-    return torch.from_numpy(class_weights(counts_K, config.loss.class_weights)).float()
+    return one_label_loss(config.loss, counts_K, device)
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:

@@ -27,7 +27,7 @@ from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
 from raycnn.training.serialize import decode_optimizer, decode_weights
-from raycnn.training.setup import INDEX_COLUMNS, Body, task_of, weights_of_classes
+from raycnn.training.setup import INDEX_COLUMNS, Body, loss_of, task_of
 from raycnn.training.state import TrainState
 from raycnn.training.verdict import EpochTimes
 
@@ -132,7 +132,7 @@ def _start(job: Job, ranks: Ranks, clock: Clock, *, one_node: bool) -> Start:
     files = checkpoint.verified(store, commit)
     state = TrainState.decode(files["state.json"])
     body = Body(config, state.network, device)
-    learner = body.learner(config, ranks, weights_of_classes(config, state.network, index))
+    learner = body.learner(config, ranks, loss_of(config, state.network, index, device))
     learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
     task = task_of(config, state.network, index, job.task_cpus, ranks.world)
     bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)

@@ -268,6 +268,10 @@ CHANGES = {
     "data.val_fraction": 0.2,
     "augment.vflip": 0.5,
     "loss.class_weights": "balanced",
+    "loss.name": "focal",
+    "loss.focal_gamma": 1.0,
+    "loss.effective_beta": 0.9,
+    "loss.logit_adjustment": 1.0,
 }
 KEEPS = {
     "run.name": "lunar",

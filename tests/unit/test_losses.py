@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from raycnn.training.losses import class_weights, cross_entropy_sum
+from raycnn.config import LossConfig
+from raycnn.training.losses import class_weights, cross_entropy_sum, focal_sum, one_label_loss, square_sum
 
 
 def batch(rows: int = 12, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,3 +101,85 @@ def test_class_weights_have_mean_one_over_the_rows(kind: str, counts: list[int])
 
 def test_a_class_without_rows_weighs_nothing_when_balanced() -> None:
     assert class_weights(np.array([3, 0, 9]), "balanced").tolist() == [2.0, 0.0, pytest.approx(2 / 3)]
+
+
+def test_effective_weights_are_those_of_the_paper() -> None:
+    counts, beta = np.array([7, 1, 400, 12]), 0.99
+    numbers = [sum(beta**i for i in range(n)) for n in counts]  # its equation 2, as a sum
+    weights = class_weights(counts, "effective", beta)
+    np.testing.assert_allclose(weights * numbers, (weights * numbers)[0], rtol=1e-12)
+    assert np.average(weights, weights=counts) == pytest.approx(1.0)
+
+
+def test_effective_weights_lie_between_none_and_balanced() -> None:
+    counts = np.array([7, 0, 40, 12])
+    np.testing.assert_allclose(class_weights(counts, "effective", 0.0), [1, 0, 1, 1])
+    np.testing.assert_allclose(
+        class_weights(counts, "effective", 1 - 1e-9), class_weights(counts, "balanced"), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0])])
+def test_focal_is_its_formula_and_cross_entropy_at_gamma_0(weights: Tensor | None) -> None:
+    logits, labels, valid = batch()
+    p = logits.softmax(1)[torch.arange(12), labels]
+    w = torch.ones(5)[labels] if weights is None else weights[labels]
+    expected = -(w * (1 - p) ** 1.5 * p.log())[valid].sum()
+    torch.testing.assert_close(focal_sum(logits, labels, valid, gamma=1.5, class_weights_K=weights), expected)
+    for smoothing in (0.0, 0.1):
+        plain = cross_entropy_sum(logits, labels, valid, class_weights_K=weights, label_smoothing=smoothing)
+        also = {"class_weights_K": weights, "label_smoothing": smoothing}
+        torch.testing.assert_close(focal_sum(logits, labels, valid, gamma=0.0, **also), plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_of_what_is_certain_has_a_finite_gradient(gamma: float) -> None:
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    focal_sum(logits, torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), gamma=gamma).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_squares_are_the_mean_over_classes_to_the_one_hot_label() -> None:
+    logits, labels, valid = batch()
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0])
+    rows = F.mse_loss(logits.softmax(1), F.one_hot(labels, 5).float(), reduction="none").mean(1)
+    torch.testing.assert_close(square_sum(logits, labels, valid), rows[valid].sum())
+    torch.testing.assert_close(
+        square_sum(logits, labels, valid, class_weights_K=weights), (rows * weights[labels])[valid].sum()
+    )
+
+
+@pytest.mark.parametrize("name", ["auto", "cross_entropy", "focal", "mse"])
+@pytest.mark.parametrize("also", [{}, {"label_smoothing": 0.1}, {"class_weights": "effective", "logit_adjustment": 1}])
+def test_every_loss_leaves_masked_rows_out(name: str, also: dict[str, Any]) -> None:
+    logits, labels, valid = batch()
+    loss = one_label_loss(LossConfig(name=name, **also), np.array([3, 1, 4, 1, 5]), torch.device("cpu"))
+    clean = loss(logits, labels, valid)
+    (expected,) = torch.autograd.grad(clean, logits)
+    poisoned = torch.where(valid[:, None], logits.detach(), float("nan")).requires_grad_()
+    got = loss(poisoned, torch.where(valid, labels, -1), valid)
+    (gradient,) = torch.autograd.grad(got, poisoned)
+    assert torch.equal(got, clean)
+    assert torch.equal(gradient, expected)
+    assert not gradient[~valid].any()
+    parts = [loss(logits[i : i + 1], labels[i : i + 1], valid[i : i + 1]) for i in range(12)]
+    torch.testing.assert_close(torch.stack(parts).sum(), clean)
+
+
+def test_adjusted_logits_need_not_learn_the_priors() -> None:
+    counts = np.array([70, 5, 25])
+    labels = torch.from_numpy(np.repeat(np.arange(3), counts))
+    logits = torch.zeros(100, 3, requires_grad=True)
+    loss = one_label_loss(LossConfig(logit_adjustment=1.0), counts, torch.device("cpu"))
+    loss(logits, labels, torch.ones(100, dtype=torch.bool)).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3), atol=1e-5, rtol=0)  # what all rows share is learnt
+
+
+def test_adjustment_is_tau_times_the_log_of_the_priors() -> None:
+    logits, labels, valid = batch()
+    counts = np.array([3, 0, 4, 1, 5])
+    shift = 0.5 * torch.tensor(np.log([3, 0.5, 4, 1, 5]) - np.log(13.5), dtype=torch.float32)
+    loss = one_label_loss(LossConfig(logit_adjustment=0.5), counts, torch.device("cpu"))
+    torch.testing.assert_close(loss(logits, labels, valid), cross_entropy_sum(logits + shift, labels, valid))
