@@ -2,7 +2,7 @@
 
 from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.loading import dated, load_config
-from raycnn.config.paths import fields, get_path, identity, identity_hash, operational, set_path
+from raycnn.config.paths import fields, get_path, hashed, identity, identity_hash, operational, set_path
 from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
     AugmentConfig,
@@ -11,6 +11,7 @@ from raycnn.config.sections import (
     DataConfig,
     Depth,
     EvaluateConfig,
+    HeadConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "Depth",
     "Distribution",
     "EvaluateConfig",
+    "HeadConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "dated",
     "fields",
     "get_path",
+    "hashed",
     "identity",
     "identity_hash",
     "load_config",

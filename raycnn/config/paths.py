@@ -58,16 +58,18 @@ def identity(config: Config) -> dict[str, Any]:
     return kept
 
 
-def identity_hash(config: Config) -> str:
-    """Hex sha256 over `identity(config)`: equal for two configs that must give the same result on the same manifest.
-
-    Fields that are marked `LATER` count where they differ from their defaults.
-    """
+def hashed(config: Config) -> dict[str, Any]:
+    """`identity(config)` for a hash that is stored: without fields marked `LATER` that have their defaults."""
     settings = identity(config)
     for path, info in fields():
         if LATER in _metadata(info) and settings.get(path) == to_jsonable_python(info.default):
             settings.pop(path, None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return settings
+
+
+def identity_hash(config: Config) -> str:
+    """Hex sha256 over `hashed(config)`: equal for two configs that must give the same result on the same manifest."""
+    return hashlib.sha256(json.dumps(hashed(config), sort_keys=True).encode()).hexdigest()
 
 
 def operational(path: str, info: FieldInfo) -> bool:

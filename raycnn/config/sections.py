@@ -102,6 +102,19 @@ class Phase(Section):
     """Length of the phase; the last phase goes on to the end of the run."""
 
 
+class HeadConfig(Section):
+    """What stands in the place of the network's class layer; it always trains."""
+
+    kind: Annotated[Literal["linear", "mlp"], LATER] = "linear"
+    """linear: one layer; mlp: a hidden layer with ReLU before it."""
+    width: Annotated[int, Field(ge=1), LATER] = 256
+    """Of the hidden layer."""
+    dropout: Annotated[Fraction, LATER] | None = None
+    """Probability right before the class layer; null: the network's own."""
+    replaces: Annotated[Literal["layer", "classifier"], LATER] = "layer"
+    """The class layer alone, or all of a classifier of several layers (VGG, AlexNet, MobileNet)."""
+
+
 class ModelConfig(Section):
     """Which network, from which weights, and how much of it trains."""
 
@@ -114,6 +127,7 @@ class ModelConfig(Section):
     unfreeze: Depth | tuple[Phase, ...] = "all"
     """What trains beside the head: a number of stages, `all`, from a module of this path on (finer than stages, e.g.
     blocks.6), or a list of phases {depth, epochs}."""
+    head: HeadConfig = HeadConfig()
     batchnorm: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of the BatchNorm layers that train: frozen at the pretrained ones, per rank, or over all ranks."""
 

@@ -12,12 +12,15 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from raycnn.config import HeadConfig
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import ConfigError
 from raycnn.models import reference
+from raycnn.models.heads import replace_head
 
 AUXILIARY: Final = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
 """State-dict prefixes of the auxiliary heads, which are never built."""
+_LINEAR: Final = HeadConfig()
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Network:
     Args:
         name: ZOO/NAME.
         module: float32 images_NCHW to logits_NK.
-        classifier: dotted path of the last class layer, the one that num_classes decides.
+        classifier: dotted path of the class layer, or of the layers in its place: what no file's weights fit.
         preprocessing: of its pretrained config, at the image size in use.
     """
 
@@ -37,7 +40,9 @@ class Network:
     preprocessing: Preprocessing
 
 
-def build(name: str, num_classes: int, *, seed: int, image_size: int | None = None) -> Network:
+def build(
+    name: str, num_classes: int, *, seed: int, image_size: int | None = None, head: HeadConfig = _LINEAR
+) -> Network:
     """The network with random weights, which depend on `seed` alone; no file or network is touched.
 
     The class layer has num_classes outputs and torch's default initialisation in every zoo, auxiliary heads are
@@ -46,9 +51,10 @@ def build(name: str, num_classes: int, *, seed: int, image_size: int | None = No
 
     Args:
         image_size: side of the input, in place of the pretrained config's; the crop fraction stays.
+        head: what stands in the place of the class layer.
 
     Raises:
-        ConfigError: an unknown name, or timm is not installed.
+        ConfigError: an unknown name, timm is not installed, or a head that the network cannot have.
     """
     native = preprocessing(name)
     with torch.random.fork_rng(devices=[]):
@@ -57,6 +63,7 @@ def build(name: str, num_classes: int, *, seed: int, image_size: int | None = No
         classifier = _classifier(name, module, num_classes)
         # some of timm's start so wide that the first loss is several times chance, which the body then pays for
         _as_linear(module.get_submodule(classifier)).reset_parameters()
+        classifier = replace_head(module, classifier, head)
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.inplace = False

@@ -39,7 +39,8 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device) -> Classifier:
         """From the bytes of a checkpoint."""
-        network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size).module
+        size = facts.preprocessing.image_size
+        network = build(facts.name, len(facts.classes), seed=0, image_size=size, head=facts.head).module
         load_state(network, decode_weights(weights), where="weights.safetensors")
         network.to(memory_format=torch.channels_last)
         return cls(network, facts, choose_precision(precision, device)).to(device)

@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-from raycnn.config import Config, identity
+from raycnn.config import Config, hashed, identity
 from raycnn.storage import Store
 from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
 from raycnn.training.start import first_commit
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm")
-_START: Final = ("model.name", "model.weights", "model.weights_sha256", "data.image_size", "train.seed", "train.chunk")
+_START: Final = ("model.name", "model.weights", "model.head", "data.image_size", "train.seed", "train.chunk")
 
 
 def share_key(config: Config) -> str:
@@ -24,8 +24,8 @@ def share_key(config: Config) -> str:
 
 def start_folder(config: Config) -> str:
     """Folder, below the run's, of the commit with the weights that trials of this config start from."""
-    settings = identity(config)
-    return f"search/start/{_digest({path: settings[path] for path in _START})}"
+    settings = {path: value for path, value in hashed(config).items() if path.startswith(_START)}
+    return f"search/start/{_digest(settings)}"
 
 
 def write_start(config: Config, run: Store, owner: str, classes: tuple[str, ...], say: Callable[[str], None]) -> None:

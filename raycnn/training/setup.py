@@ -36,7 +36,7 @@ def facts_of(config: Config, classes: tuple[str, ...]) -> NetworkFacts:
     """What the config's network is, before it is built."""
     view, size = preprocessing(config.model.name), config.data.image_size
     view = view if size is None else replace(view, image_size=size)
-    return NetworkFacts(config.model.name, classes, view, config.train.chunk)
+    return NetworkFacts(config.model.name, classes, view, config.train.chunk, config.model.head)
 
 
 class Body:
@@ -47,7 +47,8 @@ class Body:
     """
 
     def __init__(self, config: Config, facts: NetworkFacts, device: torch.device) -> None:
-        network = build(facts.name, len(facts.classes), seed=0, image_size=facts.preprocessing.image_size)
+        size = facts.preprocessing.image_size
+        network = build(facts.name, len(facts.classes), seed=0, image_size=size, head=facts.head)
         self.device = device
         self.stages: Stages = find(network)
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -32,6 +32,7 @@ def first_commit(
         len(classes),
         seed=derive_seed(config.train.seed, "init"),
         image_size=config.data.image_size,
+        head=config.model.head,
     )
     if config.model.weights == "none":
         say(f"{network.name}: from scratch, seed {config.train.seed}")

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from raycnn.config import TrainConfig
+from raycnn.config import HeadConfig, TrainConfig
 from raycnn.data.plan import Plan
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError
@@ -22,6 +22,7 @@ class NetworkFacts:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     chunk: int
+    head: HeadConfig = field(default=HeadConfig(), repr=False)  # what comes out of the prefix does not depend on it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class TrainState:
     def encode(self) -> bytes:
         """As JSON; equal states give equal bytes."""
         tree = asdict(self)
-        tree["network"]["preprocessing"] = self.network.preprocessing.as_json()
+        network = tree["network"]
+        network["preprocessing"] = self.network.preprocessing.as_json()
+        network["head"] = self.network.head.model_dump(exclude_defaults=True)
+        if not network["head"]:
+            del network["head"]  # as states were before there were heads to choose from
         return json.dumps(tree, sort_keys=True, indent=1).encode()
 
     @staticmethod
@@ -61,7 +66,7 @@ class TrainState:
             network = tree.pop("network")
             facts = NetworkFacts(
                 network["name"], tuple(network["classes"]), Preprocessing.from_json(network["preprocessing"]),
-                network["chunk"],
+                network["chunk"], HeadConfig.model_validate(network.get("head", {})),
             )  # fmt: skip
             state = TrainState(facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"])
             texts = [facts.name, *facts.classes, *state.bad_rows.items()]

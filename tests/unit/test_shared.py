@@ -46,6 +46,8 @@ def config(**changes: Any) -> Config:
         ("augment__hflip", 0.0, False, True),
         ("augment__crop_scale", None, False, True),
         ("data__val_fraction", 0.2, False, True),
+        ("model__head__kind", "mlp", False, False),
+        ("model__head__dropout", 0.5, False, False),
         ("train__seed", 1, False, False),
         ("train__chunk", 16, False, False),
         ("data__image_size", 64, False, False),
@@ -58,6 +60,10 @@ def test_what_two_trials_share(path: str, value: Any, one_stream: bool, one_star
     one, other = config(), config(**{path: value})
     assert (share_key(one) == share_key(other)) is one_stream
     assert (start_folder(one) == start_folder(other)) is one_start
+
+
+def test_where_starting_weights_lie_does_not_change_with_settings_that_came_later() -> None:
+    assert start_folder(config()) == "search/start/c0669c7450817bff"
 
 
 def test_a_default_is_the_same_as_that_value_written_out() -> None:
