@@ -146,20 +146,41 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["sgd", "adamw"] = "adamw"
-    """Optimizer."""
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "lamb"] = "adamw"
+    """Optimizer; lamb is for large batches."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    lr_scaling: Annotated[Literal["none", "linear", "sqrt"], LATER] = "none"
+    """Scale optim.lr with train.global_batch, of which 256 leaves it as it is: linear (sgd), or by the root (lamb)."""
+    stage_decay: Annotated[float, Field(gt=0, le=1), LATER] = 1.0
+    """Learning rate of each stage as a share of that of the next one, the head being the last (discriminative
+    learning rates); 1: the same in all."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decay of the weights; norms and biases are left out."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of sgd, first beta of adamw."""
+    """Momentum of sgd and rmsprop, first beta of the others."""
     nesterov: bool = False
     """Nesterov momentum (sgd)."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warmup, over the whole of train.epochs."""
+    schedule: Literal["cosine", "constant", "step", "polynomial", "onecycle", "plateau"] = "cosine"
+    """Learning rate after the warmup, over the whole of train.epochs; onecycle: up, then down to nearly zero; plateau:
+    lower when train.metric gets no better on the validation rows."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear warmup from zero."""
+    """Linear warmup from zero; onecycle: how long it goes up, 0: for 30 % of the run."""
+    factor: Annotated[float, Field(gt=0, lt=1), LATER] = 0.1
+    """step, plateau: what the learning rate is multiplied by each time."""
+    step_epochs: Annotated[Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] | None, LATER] = (
+        None
+    )
+    """step: lower it every so many epochs, or after each of a list of epochs; null: at each third of the run."""
+    power: Annotated[float, Field(gt=0), LATER] = 1.0
+    """polynomial: power of the share of the run that is left; 1: linear."""
+    low_momentum: Annotated[Fraction | None, LATER] = 0.85
+    """onecycle: momentum (or first beta) at the peak of the learning rate, from and back to optim.momentum; null: it
+    stays."""
+    plateau_patience: Annotated[int, Field(ge=1), LATER] = 2
+    """plateau: evaluations without a better train.metric after which the learning rate is lowered."""
+    plateau_delta: Annotated[float, Field(ge=0), LATER] = 0.0
+    """plateau: smallest change of train.metric that counts as better."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest global norm of the gradient."""
 

@@ -33,7 +33,15 @@ def settings_of(config: Config) -> Config:
     if config.search.refit and config.train.patience:
         fix = "leave it out, or set search.refit: false"
         raise ConfigError("a refit has no validation rows to stop early by", where="train.patience", fix=fix)
+    if config.search.refit and "plateau" in _schedules(config):
+        fix = "use another schedule, or set search.refit: false"
+        raise ConfigError("a refit has no validation rows to see a plateau on", where="optim.schedule", fix=fix)
     return load_config(config, {"train.metric": metric})
+
+
+def _schedules(config: Config) -> set[str]:
+    found = config.search.space.get("optim.schedule")
+    return {config.optim.schedule, *((found.choice or found.grid or ()) if found else ())}
 
 
 def ended_result(config: Config, store: Store) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from raycnn.training.compiling import compiled
 from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks
 from raycnn.training.exact import add_ranks, shards, tree_sum
 from raycnn.training.losses import BatchLoss, one_label_loss
-from raycnn.training.optim import build_optimizer
+from raycnn.training.optim import build_optimizer, load_optimizer, set_rates, stage_scales
 from raycnn.training.phases import deepest
 from raycnn.training.ranks import Ranks
 
@@ -65,7 +65,8 @@ class Learner:
         self.precision = choose_precision(config.train.precision, device)
         self.compiled = choose_compiled(config.train.compile, DeviceFacts.of(device))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        self.optimizer = build_optimizer(self._whole.named_parameters(), config.optim)
+        scales = stage_scales(stages, config.optim.stage_decay)
+        self.optimizer = build_optimizer(self._whole.named_parameters(), config.optim, scales)
         self.depth: Depth | None = None
         self._split: Split
         self._frozen: Callable[[Tensor], Tensor] | None = None
@@ -150,14 +151,17 @@ class Learner:
     def _seed(self, name: str) -> None:
         torch.manual_seed(derive_seed(self.config.train.seed, name))
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, momentum: float | None = None) -> float:
         """One optimizer step, unless a gradient is not finite.
+
+        Args:
+            lr: learning rate, of the head where stages have their own.
+            momentum: or first beta, if it is not the same all the time.
 
         Returns:
             The global norm of the gradient before clipping; equal on all ranks, NaN or Inf when the step was left out.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, lr, momentum)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -199,7 +203,7 @@ class Learner:
         load_state(self.module, weights, where="weights.safetensors")
         if optimizer:
             try:
-                self.optimizer.load_state_dict(optimizer["optimizer"])
+                load_optimizer(self.optimizer, optimizer["optimizer"], self.config.optim)
                 self.scaler.load_state_dict(optimizer["scaler"])
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                 what = f"not the state of this optimizer: {type(error).__name__}: {error}"

@@ -15,10 +15,11 @@ from raycnn.training.clock import Clock
 from raycnn.training.due import due, evaluation_due
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
-from raycnn.training.optim import learning_rate
+from raycnn.training.metrics import metric_mode
 from raycnn.training.phases import depth_at
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder
+from raycnn.training.schedule import batch_factor, learning_rate, momentum, plateau_drops
 from raycnn.training.state import TrainState
 
 
@@ -83,8 +84,8 @@ class Member:
         with self.clock("compute"):
             learner.enter(depth_at(step, config.model.unfreeze, self._plan))
             losses = learner.backward(inputs, targets, valid, count, step)
-            lr = learning_rate(step, self.total, self._plan.steps_per_epoch, config.optim)
-            norm = learner.step(lr)
+            lr, beta = self._rates(step)
+            norm = learner.step(lr, beta)
         if norm - norm != 0 and not learner.skips_overflows():
             keys = ", ".join(self._task.keys(step, 8))
             raise DivergedError(
@@ -97,6 +98,16 @@ class Member:
             total_loss = math.fsum(loss for found in ranks.gather(losses.tolist()) for loss in found)
             self.loss = total_loss / count if count else None
             self.line(lr=lr, loss=self.loss, gradient_norm=norm)
+
+    def _rates(self, step: int) -> tuple[float, float | None]:
+        """Learning rate and momentum of a step: of its number and of the evaluations before it alone."""
+        config, now = self.config, (step, self.total, self._plan.steps_per_epoch, self.config.optim)
+        drops = 0
+        if config.optim.schedule == "plateau":
+            metric, optim = config.train.metric, config.optim
+            values = [found["metrics"][metric] for found in self.state.evaluations]
+            drops = plateau_drops(values, metric_mode(metric), optim.plateau_patience, optim.plateau_delta)
+        return learning_rate(*now, drops) * batch_factor(config.optim, config.train.global_batch), momentum(*now)
 
     def line(self, **values: Any) -> None:
         """One line of metrics.jsonl."""

@@ -35,7 +35,8 @@ from raycnn.training.device import Normalize, in_chunks, prepare
 from raycnn.training.due import evaluation_due
 from raycnn.training.losses import cross_entropy_sum
 from raycnn.training.metrics import classification_metrics
-from raycnn.training.optim import build_optimizer, learning_rate
+from raycnn.training.optim import build_optimizer
+from raycnn.training.schedule import learning_rate
 from tests.bench.case import DEPTHS, LEARNING_RATES, Case
 
 Steps = Sequence[Tensor]

@@ -22,9 +22,9 @@ from raycnn.training import checkpoint
 from raycnn.training.feed import Feed
 from raycnn.training.loop import conclude_epoch, report
 from raycnn.training.monitor import Reporter
-from raycnn.training.optim import learning_rate
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Run
+from raycnn.training.schedule import learning_rate
 from raycnn.training.setup import Body, facts_of
 from raycnn.training.verdict import EpochTimes
 from tests.bench.command import Row

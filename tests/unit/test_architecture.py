@@ -27,6 +27,7 @@ PURE = [
     "raycnn.training.losses",
     "raycnn.training.metrics",
     "raycnn.training.optim",
+    "raycnn.training.schedule",
 ]
 LIGHT = ["raycnn", "raycnn.errors", "raycnn.config", "raycnn.cli"]
 TRIAL = ["raycnn.searching.trial", "raycnn.searching.pack"]

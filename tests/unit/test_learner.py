@@ -75,20 +75,37 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
     assert not changed(before, weights(made))
 
 
-def test_snapshot_and_restore_continue_bit_for_bit():
-    whole, parts = learner(), learner()
+@pytest.mark.parametrize(
+    "changes", [{}, {"optim.stage_decay": 0.5}, {"optim.name": "lamb"}, {"optim.name": "rmsprop"}], ids=str
+)
+def test_snapshot_and_restore_continue_bit_for_bit(changes):
+    whole, parts = learner(**changes), learner(**changes)
     for seed in range(4):
         whole.backward(*batch(whole, seed), global_count=6, step=0)
         whole.step(0.05)
     for seed in range(2):
         parts.backward(*batch(parts, seed), global_count=6, step=0)
         parts.step(0.05)
-    resumed = learner()
+    resumed = learner(**changes)
     resumed.restore(*parts.snapshot())
     for seed in range(2, 4):
         resumed.backward(*batch(resumed, seed), global_count=6, step=0)
         resumed.step(0.05)
     assert not changed(weights(whole), weights(resumed))
+
+
+def test_a_stage_moves_by_its_own_rate():
+    settings = {"optim.name": "sgd", "optim.momentum": 0, "optim.weight_decay": 0}
+    plain, staged = learner(**settings), learner(**settings, **{"optim.stage_decay": 0.5})
+    start = weights(plain)
+    for each in (plain, staged):
+        each.backward(*batch(each), global_count=6, step=0)
+        each.step(0.1)
+    order = [plain.stages.head, *reversed(plain.stages.stages)]
+    for number, stage in enumerate(order):
+        for name in stage.parameter_names:
+            moved, halved = (weights(each)[name] - start[name] for each in (plain, staged))
+            torch.testing.assert_close(halved, moved * 0.5**number, rtol=1e-2, atol=1e-6)
 
 
 def test_clipping_bounds_the_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ CPU = torch.device("cpu")
 BODIES: dict[str, Body] = {}
 
 
-def member(step: int = 0, *, alone: bool = False, rows: int = 10, **train: Any) -> Member:
+def member(
+    step: int = 0, *, alone: bool = False, rows: int = 10, optim: dict[str, Any] | None = None, **train: Any
+) -> Member:
     config = load_config(
         {
             "run": {"name": "r", "storage": "/x"},
             "data": {"source": "/y"},
             "model": {"name": "reference/lenet", "unfreeze": 0},
+            "optim": optim or {},
             "train": {"epochs": 3, "global_batch": 4, **train},
         }
     )
@@ -144,3 +148,23 @@ def test_it_ends_with_its_last_step() -> None:
     steps(made, 1)
     made.settle()
     assert made.status == "finished"
+
+
+def test_a_plateau_lowers_the_rate_as_the_evaluations_say() -> None:
+    made = member(optim={"schedule": "plateau", "factor": 0.5, "lr": 0.1, "plateau_patience": 1})
+    rates = []
+    for step, accuracy in enumerate([0.5, 0.6, 0.6, 0.7, 0.1, None, 0.7]):
+        made.state = replace(made.state, step=step)
+        made.evaluated({"accuracy": accuracy})
+        rates.append(made._rates(step)[0])
+    assert rates == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125]
+    resumed = member(optim={"schedule": "plateau", "factor": 0.5, "lr": 0.1, "plateau_patience": 1})
+    resumed.state = TrainState.decode(made.state.encode())
+    assert resumed._rates(7) == made._rates(7) == (0.0125, None)
+
+
+def test_the_rate_is_scaled_with_the_batch() -> None:
+    for scaling, factor in {"none": 1, "linear": 4 / 256, "sqrt": 1 / 8}.items():
+        assert member(optim={"schedule": "constant", "lr_scaling": scaling})._rates(0)[0] == pytest.approx(
+            1e-3 * factor
+        )
