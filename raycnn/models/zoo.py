@@ -79,7 +79,7 @@ def preprocessing(name: str) -> Preprocessing:
     """
     zoo, short = _known(name)
     if zoo == "reference":
-        return reference.PREPROCESSING
+        return reference.NETWORKS[short].preprocessing
     if zoo == "torchvision":
         view = _torchvision().get_model_weights(short).DEFAULT.transforms()
         size, resized = view.crop_size[0], view.resize_size[0]
@@ -98,7 +98,7 @@ def create(name: str, num_classes: int | None = None, *, pretrained: bool = Fals
     zoo, short = _known(name)
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if zoo == "reference":
-        return reference.NETWORKS[short](**options)
+        return reference.NETWORKS[short].build(**options)
     if zoo == "timm":
         return _as_module(_timm().create_model(short, pretrained=pretrained, **options))
     if name in AUXILIARY:
