@@ -29,8 +29,8 @@ class DataConfig(Section):
     """Which images, and how they are split and read."""
 
     source: Annotated[str, Field(min_length=1), OPERATIONAL]
-    """A tree of class folders (optionally below train/ val/ test/), or a .csv or .parquet manifest with the columns
-    key, label[, split][, group]; in object storage or on disk."""
+    """A tree of class folders (optionally below train/ val/ test/), tar shards, Parquet files with the images inside,
+    or a .csv or .parquet manifest with the columns key, label[, split][, group]; in object storage or on disk."""
     val_fraction: Fraction = 0.1
     """Share of the images for validation, where the source has no split of its own."""
     test_fraction: Fraction = 0.1

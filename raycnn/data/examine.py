@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,8 +16,8 @@ from PIL import Image
 from raycnn.data.dataset import quiet
 from raycnn.data.decode import BadImage, Limits, check_bytes, decode
 from raycnn.data.fetch import Tags, read_image
+from raycnn.data.rowgroups import open_rows
 from raycnn.errors import ObjectDamaged, ObjectNotFound, StorageError
-from raycnn.storage import open_images
 
 VERDICTS: Final = pa.schema(
     [
@@ -39,8 +38,6 @@ _WITHOUT_RAY: Final = 64  # so few objects are read sooner than Ray Data starts
 _ROWS_PER_BLOCK: Final = 256
 _MAX_BLOCKS: Final = 4096
 _DECODES_AT_ONCE: Final = 2  # per task; more would only add to its memory
-
-_images = lru_cache(maxsize=8)(open_images)  # one client per process and source
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Examiner:
         whole = row["length"] == row["size"]
 
         def get() -> bytes:
-            return _images(self.root).get(row["key"], row["offset"], row["length"])
+            return open_rows(self.root).get(row["key"], row["offset"], row["length"])
 
         def fault(data: bytes) -> str:
             seen.pop("sha256", None)

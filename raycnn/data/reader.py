@@ -15,16 +15,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
 from raycnn.data.fetch import read_image, threads_for
 from raycnn.data.keyed import derive_seed, uniforms
+from raycnn.data.rowgroups import open_rows
 from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
 from raycnn.errors import ObjectDamaged, ObjectNotFound
 from raycnn.memory import keep_freed_memory
-from raycnn.storage import open_images
 
 COLUMNS = ("key", "offset", "length", "sha256", "key_hash", "alias")
 """What of the manifest a reader needs."""
@@ -103,7 +104,8 @@ class ImageReader:
                 reasons[place] = reason_of(error)
 
         with ThreadPoolExecutor(self.fetch_threads) as pool:
-            list(pool.map(fill, places, picked.to_pylist(), draws))
+            order = pc.sort_indices(picked, [("key", "ascending"), ("offset", "ascending")]).to_numpy()  # as they lie
+            list(pool.map(fill, places[order], picked.take(order).to_pylist(), draws[order]))
         total_s = time.perf_counter() - start
         decode_s = min(decoders.busy_s / decoders.number, total_s)
         return Images(images_NHWC, reasons, total_s - decode_s, decode_s)
@@ -148,7 +150,7 @@ def open_row(
         return "" if hashlib.sha256(data).digest() == row["sha256"] else "changed since it was indexed"
 
     def read() -> bytes:
-        return _images(source).get(row["key"], row["offset"], row["length"])
+        return open_rows(source).get(row["key"], row["offset"], row["length"])
 
     def open_image(data: bytes) -> Image.Image:
         with decoding():
@@ -164,5 +166,4 @@ def reason_of(error: ObjectNotFound | ObjectDamaged | BadImage) -> str:
     return "missing" if isinstance(error, ObjectNotFound) else "damaged on its way"
 
 
-_images = lru_cache(maxsize=8)(open_images)  # one client per process and source
 _keep_freed_memory = lru_cache(maxsize=1)(keep_freed_memory)  # an image's pages would be cleared anew each time

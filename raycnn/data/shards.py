@@ -24,6 +24,7 @@ from raycnn.data.decode import BadImage, Limits
 from raycnn.data.manifest import SPLITS, Index, row_names
 from raycnn.data.packing import ROOM, Archive, packed
 from raycnn.data.reader import open_row, reason_of
+from raycnn.data.rowgroups import is_group
 from raycnn.errors import (
     DataError,
     ObjectDamaged,
@@ -189,8 +190,14 @@ def _cut(rows: pa.Table, shard_rows: int) -> list[tuple[str, pa.Table]]:
 
 
 def _shuffled(rows: pa.Table) -> pa.Table:
-    """By their hash: at random, and always the same."""
-    return rows.sort_by("key_hash")
+    """By their hash: at random, and always the same; row groups that have to be unpacked each in one piece."""
+    first: dict[str, int] = {}
+    for key, number in zip(rows["key"].to_pylist(), rows["key_hash"].to_pylist(), strict=True):
+        if is_group(key):
+            first[key] = min(number, first.get(key, number))
+    piece = pa.array([first.get(key, 0) for key in rows["key"].to_pylist()], pa.uint64())
+    by_piece = rows.append_column("piece", piece).sort_by([("piece", "ascending"), ("key_hash", "ascending")])
+    return by_piece.drop_columns("piece")
 
 
 def _through_ray(writer: ShardWriter, shards: list[tuple[str, pa.Table]]) -> Iterator[pa.Table]:

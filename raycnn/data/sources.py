@@ -1,27 +1,22 @@
-"""What there is to read: class folders, tar shards, or a CSV or Parquet manifest, as one table of candidate rows."""
+"""What there is to read as one table: class folders, tar shards, Parquet with images, a CSV or Parquet manifest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycnn.data.embedded import image_files, read_embedded, read_labels
+from raycnn.data.listing import CANDIDATE, is_safe, list_objects, refusal, whole_objects
 from raycnn.data.manifest import Kind, key_hashes
 from raycnn.data.tables import SPLIT_NAMES, Targets, absolute_keys, read_table, targets
-from raycnn.data.webdataset import read_samples, shards_of
+from raycnn.data.webdataset import Samples, files_of, read_samples
 from raycnn.errors import DataError
-from raycnn.storage import Entry, open_images
-
-_LISTING: Final = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
-_CANDIDATE: Final = ("key", "offset", "length", "size", "etag", "reason", "alias")
-_SYSTEM_NAMES: Final = {"Thumbs.db", "desktop.ini", "__MACOSX"}
-_MAX_KEY_BYTES: Final = 1024
+from raycnn.storage import open_images
 
 UNCOUNTED: Final = ("hidden file", "not in a class folder")
 """Reasons that say "no image of the data set" rather than "a bad one"."""
@@ -46,28 +41,34 @@ class Source:
 
 
 def read_source(uri: str) -> Source:
-    """List a source: a manifest if its name ends in .csv or .parquet, else a tree of class folders or of tar shards.
+    """List a source: a .parquet file of images; a manifest, .csv or .parquet; a tree, tar shards or Parquet files.
 
     Raises:
         DataError: nothing there, a manifest that cannot be used, or folders that could mean two things.
         StorageError: the store failed.
     """
+    if found := image_files(uri):
+        return _from_samples(found[0].uri, read_embedded(*found))
     return _from_manifest(uri) if _is_manifest(uri) else _from_tree(uri)
 
 
 def list_images(uri: str) -> tuple[str, pa.Table]:
-    """Images without targets: all below a folder, or the `key` column of a manifest.
+    """Images without targets: all below a folder, in Parquet files, or in the `key` column of a manifest.
 
     Returns:
         the uri that keys are relative to, and a table of key, offset, length, alias, sha256 (null: not known) and
         key_hash.
         System files are left out, and so are unsafe keys.
     """
-    if _is_manifest(uri):
+    if found := image_files(uri):
+        root, rows = found[0].uri, read_embedded(*found, labelled=False).rows
+    elif _is_manifest(uri):
         root, rows = _manifest_rows(uri, read_table(uri, required=("key",)))
     else:
         reader = open_images(uri)
-        root, rows = reader.uri, _whole_objects(_listing(reader.list()))
+        root, rows = reader.uri, whole_objects(list_objects(reader.list()))
+        if (files := files_of(rows, ".parquet")) is not None:
+            rows = read_embedded(reader, files, labelled=False).rows
     usable = pc.is_in(rows["reason"], value_set=pa.array([None, "missing"], pa.string()))
     rows = rows.filter(usable)
     hashes = pa.array(key_hashes(rows))
@@ -77,13 +78,15 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
 
 def class_names(uri: str) -> set[str]:
     """The names of a source's classes as they are now, without listing its images; empty for numbers, or no source."""
+    if found := image_files(uri):
+        return set(targets(read_labels(*found)).classes)
     if _is_manifest(uri):
         return set(targets(_labels(uri), text_lists=uri.lower().endswith(".csv")).classes)
     reader = open_images(uri)
 
     def named(folder: str) -> set[str]:
         below = f"{folder}/" if folder else ""
-        names = (name for name in reader.folders(folder) if _refusal(name) is None)
+        names = (name for name in reader.folders(folder) if refusal(name) is None)
         return {name for name in names if next(reader.list(f"{below}{name}/"), None)}  # some stores show empty ones
 
     tops = named("")
@@ -94,24 +97,18 @@ def _labels(uri: str) -> pa.Array:
     return read_table(uri, required=("key", "label"))["label"].combine_chunks()
 
 
-def is_safe(key: str) -> bool:
-    """Whether a key is a plain relative path that stays below its root."""
-    unusable = "\\" in key or "\0" in key or len(key.encode()) > _MAX_KEY_BYTES  # "://" has an empty part
-    return not unusable and not any(part in ("", ".", "..") for part in key.split("/"))
-
-
 def _is_manifest(uri: str) -> bool:
     return uri.lower().endswith((".csv", ".parquet"))
 
 
 def _from_tree(uri: str) -> Source:
     reader = open_images(uri)
-    rows = _whole_objects(_listing(reader.list()))
+    rows = whole_objects(list_objects(reader.list()))
     if not len(rows):
         raise DataError("no objects", where=f"data.source: {reader.uri}", fix="check the address")
-    if (shards := shards_of(rows)) is not None:
-        samples = read_samples(reader, shards)
-        return _source(reader.uri, samples.rows, targets(samples.labels), samples.split, pa.nulls(len(samples.rows)))
+    for suffix, read in ((".tar", read_samples), (".parquet", read_embedded)):
+        if (files := files_of(rows, suffix)) is not None:
+            return _from_samples(reader.uri, read(reader, files))
     usable = pc.is_null(rows["reason"].combine_chunks())
     top, rest = _first_part(rows["key"])
     tops = pc.unique(top.filter(usable)).drop_null().to_pylist()
@@ -132,9 +129,17 @@ def _from_manifest(uri: str) -> Source:
     table = read_table(uri, required=("key", "label"))
     root, rows = _manifest_rows(uri, table)
     target = targets(table["label"].combine_chunks(), text_lists=uri.lower().endswith(".csv"))
+    return _labelled(root, rows, target, table["split"].combine_chunks(), table["group"].combine_chunks())
+
+
+def _from_samples(root: str, samples: Samples) -> Source:
+    return _labelled(root, samples.rows, targets(samples.labels), samples.split, samples.group)
+
+
+def _labelled(root: str, rows: pa.Table, target: Targets, split: pa.Array, group: pa.Array) -> Source:
     unlabelled = pc.and_(pc.is_null(rows["reason"]).combine_chunks(), target.missing)
     rows = _with(rows, "reason", pc.if_else(unlabelled, "no label", rows["reason"].combine_chunks()))
-    return _source(root, rows, target, table["split"].combine_chunks(), table["group"].combine_chunks())
+    return _source(root, rows, target, split, group)
 
 
 def _source(root: str, rows: pa.Table, target: Targets, split: pa.Array, group: pa.Array) -> Source:
@@ -153,7 +158,7 @@ def _manifest_rows(uri: str, table: pa.Table) -> tuple[str, pa.Table]:
     safe = keys.filter(pc.is_null(reasons))
     ends = pc.min_max(safe)
     prefix = os.path.commonprefix([ends["min"].as_py() or "", ends["max"].as_py() or ""])  # noqa: RUF071
-    objects = _listing(reader.list(prefix) if len(safe) else [], wanted=safe)
+    objects = list_objects(reader.list(prefix) if len(safe) else [], wanted=safe)
     found = objects.take(pc.index_in(keys, value_set=objects["key"].combine_chunks()))
     size = found["size"].combine_chunks()
     offset = pc.fill_null(table["offset"].combine_chunks(), 0)
@@ -169,38 +174,7 @@ def _manifest_rows(uri: str, table: pa.Table) -> tuple[str, pa.Table]:
         wrong = pc.and_(pc.is_null(reasons), pc.fill_null(wrong, False))
         reasons = pc.if_else(wrong, reason, reasons)
     columns = [keys, offset, pc.fill_null(length, 0), size, found["etag"], reasons, table["alias"]]
-    return reader.uri, pa.table(columns, names=_CANDIDATE)
-
-
-def _listing(entries: Iterable[Entry], wanted: pa.Array | None = None) -> pa.Table:
-    """Objects as a table, piece by piece, so that no Python object per image stays; those `wanted`, or all."""
-    batches, iterator = [], iter(entries)
-    while part := list(islice(iterator, 8192)):
-        # names of files that are no text get a backslash, which makes them unsafe keys below
-        keys = [entry.key.encode(errors="backslashreplace").decode() for entry in part]
-        columns = [keys, [entry.size for entry in part], [entry.etag for entry in part]]
-        arrays = [pa.array(c, t) for c, t in zip(columns, _LISTING.types, strict=True)]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=_LISTING)
-        batches.append(batch if wanted is None else batch.filter(pc.is_in(batch["key"], value_set=wanted)))
-    return pa.Table.from_batches(batches, _LISTING)
-
-
-def _whole_objects(listing: pa.Table) -> pa.Table:
-    reasons: list[Any] = []
-    for batch in listing.to_batches():
-        reasons += [_refusal(key) for key in batch["key"].to_pylist()]
-    zeros = pa.array(np.zeros(len(listing), np.int64))
-    no_alias = pa.nulls(len(listing), pa.string())
-    reason = pa.array(reasons, pa.string())
-    columns = [listing["key"], zeros, listing["size"], listing["size"], listing["etag"], reason, no_alias]
-    return pa.table(columns, names=_CANDIDATE).combine_chunks()
-
-
-def _refusal(key: str) -> str | None:
-    if not is_safe(key):
-        return "unsafe key"
-    hidden = any(part.startswith(".") or part in _SYSTEM_NAMES for part in key.split("/"))
-    return "hidden file" if hidden else None
+    return reader.uri, pa.table(columns, names=CANDIDATE)
 
 
 def _first_part(paths: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:

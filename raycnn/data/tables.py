@@ -97,6 +97,20 @@ def absolute_keys(folder: str, keys: pa.Array) -> tuple[str, pa.Array]:
     return home.rstrip("/"), pc.if_else(foreign, keys, of_bucket)
 
 
+def split_column(told: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
+    """train, val, test or null by what a column says.
+
+    Raises:
+        DataError: another word.
+    """
+    words = pc.unique(told).to_pylist()
+    if unknown := [word for word in words if word and word.lower() not in SPLIT_NAMES]:
+        raise DataError(f"unknown split {unknown[0][:_LONGEST]!r}", where=where, fix="use train, val or test")
+    meaning = pa.array([SPLIT_NAMES[word.lower()] if word else None for word in words], pa.string())
+    places = pc.index_in(told, value_set=pa.array(words, pa.string()))
+    return meaning.take(places.combine_chunks() if isinstance(places, pa.ChunkedArray) else places)
+
+
 def targets(labels: pa.Array, *, text_lists: bool = False) -> Targets:
     """Targets of a label column: text, integers or booleans are classes, lists are lists of classes, floats numbers.
 
@@ -148,12 +162,7 @@ def _typed(table: pa.Table, required: tuple[str, ...], where: str) -> pa.Table:
             columns[name] = table[name].cast(type_) if present else pa.chunked_array([pa.nulls(len(table), type_)])
     except pa.ArrowException as error:
         raise DataError("a column of the wrong type", where=where, fix=_short(error)) from None
-    words = pc.unique(columns["split"]).to_pylist()
-    if unknown := [word for word in words if word and word.lower() not in SPLIT_NAMES]:
-        raise DataError(f"unknown split {unknown[0][:_LONGEST]!r}", where=where, fix="use train, val or test")
-    meaning = pa.array([SPLIT_NAMES[word.lower()] if word else None for word in words], pa.string())
-    places = pc.index_in(columns["split"], value_set=pa.array(words, pa.string()))
-    columns["split"] = meaning.take(places.combine_chunks())
+    columns["split"] = split_column(columns["split"], where)
     for name in ("group", "alias"):
         columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
     return pa.table(columns)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycnn.data.objects import ObjectFile
 from raycnn.data.tables import SPLIT_NAMES
 from raycnn.errors import DataError
 from raycnn.storage.base import Reader, parse_json
@@ -27,7 +28,7 @@ _MAX_TEXT: Final = 1 << 20
 _READ_AHEAD: Final = 1 << 20
 _THREADS: Final = 8
 _SPLIT: Final = re.compile(r"(?P<name>[A-Za-z]+)(?:[-_./]|$)")
-_SCHEMA: Final = pa.schema(
+SAMPLE: Final = pa.schema(
     [
         ("key", pa.string()),
         ("offset", pa.int64()),
@@ -38,6 +39,7 @@ _SCHEMA: Final = pa.schema(
         ("alias", pa.string()),
     ]
 )
+"""What is told of an image inside a larger file."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,29 @@ class Samples:
     """What lies in shards.
 
     Args:
-        rows: the columns of `Source.rows` up to alias.
+        rows: SAMPLE.
         labels: per row, as `raycnn.data.tables.targets` takes them.
-        split: train, val or test by the names of the shards or of their folders; null where these say nothing.
+        split: train, val or test, by the names of the shards or of their folders; null where nothing is said.
+        group: null where nothing is said.
     """
 
     rows: pa.Table
     labels: pa.Array
     split: pa.Array
+    group: pa.Array
 
 
-def shards_of(listing: pa.Table) -> pa.Table | None:
-    """Those rows of a listing that are tar shards; None where anything else lies there.
+def files_of(listing: pa.Table, suffix: str) -> pa.Table | None:
+    """Those rows of a listing that end in `suffix`; None where anything else lies there.
 
-    A manifest and what describes the shards may lie beside them.
+    A manifest and what describes the files may lie beside them.
     """
     usable = listing.filter(pc.is_null(listing["reason"]))
+    wanted = pc.ends_with(usable["key"], suffix)
     told = pc.match_substring_regex(usable["key"], r"\.(json|parquet|txt|md|idx)$", ignore_case=True)
-    usable = usable.filter(pc.invert(told))
-    tars = pc.all(pc.ends_with(usable["key"], ".tar")).as_py()
-    return usable if tars and len(usable) else None
+    alone = pc.all(pc.or_(wanted, told)).as_py()
+    usable = usable.filter(wanted)
+    return usable if alone and len(usable) else None
 
 
 def read_samples(reader: Reader, shards: pa.Table) -> Samples:
@@ -86,9 +91,9 @@ def read_samples(reader: Reader, shards: pa.Table) -> Samples:
     except pa.ArrowException as error:
         fix = "give every sample a class, a list of classes, or a number"
         raise DataError(f"labels of several kinds: {error}", where=f"data.source: {reader.uri}", fix=fix) from None
-    rows = pa.Table.from_pylist([sample.row for sample in samples], _SCHEMA)
+    rows = pa.Table.from_pylist([sample.row for sample in samples], SAMPLE)
     rows = rows.set_column(5, "reason", pc.if_else(typed.is_null(), "no label", pa.nulls(len(rows), pa.string())))
-    return Samples(rows, typed, _splits(rows["key"].to_pylist()))
+    return Samples(rows, typed, split_of(rows["key"].to_pylist()), pa.nulls(len(rows), pa.string()))
 
 
 @dataclass
@@ -100,7 +105,7 @@ class _Sample:
 
 def _samples(reader: Reader, shard: dict[str, Any]) -> Iterator[_Sample]:
     """The samples with an image, in the order of the shard."""
-    file = io.BufferedReader(_Object(reader, shard["key"], shard["size"]), _READ_AHEAD)
+    file = io.BufferedReader(ObjectFile(reader, shard["key"], shard["size"]), _READ_AHEAD)
     where = f"{reader.uri}/{shard['key']}"
     samples: dict[str, _Sample] = {}
     try:
@@ -149,36 +154,18 @@ def _class(text: bytes) -> int | str | None:
     return int(name) if re.fullmatch(r"-?[0-9]{1,9}", name) else name or None
 
 
-def _splits(keys: list[str]) -> pa.Array:
-    """By the first word of every key, if all of them begin with the name of a split."""
-    named = {key: _SPLIT.match(key) for key in set(keys)}
-    words = {key: match["name"].lower() if match else "" for key, match in named.items()}
-    if not all(word in SPLIT_NAMES for word in words.values()):
+def split_of(keys: list[str], *, anywhere: bool = False) -> pa.Array:
+    """The split of each key by its first word, if all of them begin with the name of one.
+
+    `anywhere`: by the first word of the name or else of a folder, from the name up.
+    """
+
+    def told(key: str) -> str | None:
+        parts = key.split("/")[::-1] if anywhere else [key]
+        words = (match["name"].lower() for match in map(_SPLIT.match, parts) if match)
+        return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+    found = {key: told(key) for key in set(keys)}
+    if None in found.values():
         return pa.nulls(len(keys), pa.string())
-    return pa.array([SPLIT_NAMES[words[key]] for key in keys], pa.string())
-
-
-class _Object(io.RawIOBase):
-    """An object of a store as a file."""
-
-    def __init__(self, reader: Reader, key: str, size: int) -> None:
-        self._reader, self._key, self._size, self._at = reader, key, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._reader.get(self._key, self._at, len(buffer)) if self._at < self._size else b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    return pa.array([found[key] for key in keys], pa.string())

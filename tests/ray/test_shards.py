@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import raycnn
@@ -51,6 +52,32 @@ def test_training_on_shards_is_training_on_their_images_to_the_last_bit(digits: 
     raycnn.train(config(shards["source"], storage, "shards"))
     one, other = (final_hashes(open_store(f"{storage}/{name}")) for name in ("objects", "shards"))
     assert one["weights.safetensors"] == other["weights.safetensors"]
+
+
+def test_training_on_parquet_files_is_training_on_their_images_and_they_can_be_sharded(
+    digits: Path, tmp_path: Path
+) -> None:
+    storage, folder = str(tmp_path / "out"), tmp_path / "parquet"
+    folder.mkdir()
+    files = sorted(digits.glob("*/*.png"))
+    for number, options in enumerate(({"compression": "none", "use_dictionary": False}, {"compression": "zstd"})):
+        part = files[number::2]
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in part]
+        names = {"key": [str(path.relative_to(digits)) for path in part], "label": [path.parent.name for path in part]}
+        table = pa.table({"image": cells, **names})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=50, **options)
+    plain = config(str(digits), storage, "objects")
+    embedded = config(str(folder), storage, "embedded", **{"shards.keep_bytes": True})
+    raycnn.train(plain)
+    raycnn.train(embedded)
+    one, other = (final_hashes(open_store(f"{storage}/{name}")) for name in ("objects", "embedded"))
+    assert one["weights.safetensors"] == other["weights.safetensors"]
+    told = raycnn.index(embedded, shard=True)
+    assert told["shards"]["skipped"] == []
+    original, packed = rows(told), rows(raycnn.index(config(told["shards"]["source"], storage)))
+    for column in ("key_hash", "label", "split", "sha256", "alias"):
+        assert packed[column].to_pylist() == original[column].to_pylist()
+    assert original["alias"].to_pylist() == rows(raycnn.index(plain))["key"].to_pylist()
 
 
 @pytest.fixture

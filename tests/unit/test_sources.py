@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycnn.data import sources, tables
-from raycnn.data.sources import Source, is_safe, list_images, read_source
+from raycnn.data.listing import is_safe, list_objects
+from raycnn.data.sources import Source, list_images, read_source
 from raycnn.errors import DataError
 from raycnn.storage import Entry
 from raycnn.storage.local import LocalStore
@@ -205,8 +206,8 @@ def test_a_long_listing_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(20_000):
             yield Entry(f"{number:06}", number, "tag")
 
-    table = sources._listing(entries())
+    table = list_objects(entries())
     assert len(table) == 20_000
     assert table["key"].num_chunks > 1
     wanted = pa.array(["000007", "019999", "x"])
-    assert sources._listing(entries(), wanted)["size"].to_pylist() == [7, 19_999]
+    assert list_objects(entries(), wanted)["size"].to_pylist() == [7, 19_999]

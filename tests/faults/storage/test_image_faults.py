@@ -137,6 +137,6 @@ def test_a_store_that_is_down_is_no_verdict_on_images(
 ) -> None:
     rows = table(images)
     proxy.down()
-    monkeypatch.setattr("raycnn.data.reader._images", lambda uri: S3Store(images.bucket, images.prefix, 0.5))
+    monkeypatch.setattr("raycnn.data.reader.open_rows", lambda uri: S3Store(images.bucket, images.prefix, 0.5))
     with pytest.raises(StorageError, match="no answer"):
         read(images, rows)
