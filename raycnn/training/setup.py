@@ -15,7 +15,7 @@ from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
 from raycnn.data.reader import COLUMNS, ImageReader
-from raycnn.models.depthwise import pad_depthwise
+from raycnn.models.depthwise import speed_up_depthwise
 from raycnn.models.stages import Stages, find
 from raycnn.models.zoo import build, preprocessing
 from raycnn.training.compiling import BACKEND
@@ -53,7 +53,7 @@ class Body:
         self.stages: Stages = find(network)
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu":
-            pad_depthwise(self.module)
+            speed_up_depthwise(self.module)
         normalize = Normalize(facts.preprocessing).to(device)
         precision = choose_precision(config.train.precision, device)
         self._facts, self._precision = facts, precision

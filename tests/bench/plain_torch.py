@@ -28,7 +28,7 @@ from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.plan import Plan
 from raycnn.data.transforms import NUM_DRAWS, eval_view, train_view
 from raycnn.models.batchnorm import set_mode
-from raycnn.models.depthwise import pad_depthwise
+from raycnn.models.depthwise import speed_up_depthwise
 from raycnn.models.stages import Split, find
 from raycnn.storage import open_store
 from raycnn.training.device import Normalize, in_chunks, prepare
@@ -86,7 +86,7 @@ class Trials:
         self.module = network.module.to(memory_format=torch.channels_last)
         if not plain:
             prepare(torch.device("cpu"), threads)
-            pad_depthwise(self.module)
+            speed_up_depthwise(self.module)
         self.initial = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         self.stages, self.preprocessing = find(network), network.preprocessing
         self.normalize = Normalize(network.preprocessing)
