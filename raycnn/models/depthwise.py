@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -20,7 +21,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if not (weight.requires_grad and torch.is_grad_enabled() and self._small(input)):
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output
-        output = _Depthwise.apply(input, weight, self.padding)  # type: ignore[no-untyped-call]
+        output = _Depthwise.apply(input, weight, self.padding)
         return output if bias is None else output + bias[:, None, None]
 
     def _small(self, input: Tensor) -> bool:
@@ -41,7 +42,9 @@ class _Depthwise(torch.autograd.Function):
         (input, weight), padding, (grad,) = ctx.saved_tensors, ctx.padding, grads
         grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = torch.nn.grad.conv2d_input(input.shape, weight, grad, padding=padding, groups=len(weight))
+            grad_input = conv2d_input(  # type: ignore[no-untyped-call]
+                input.shape, weight, grad, padding=padding, groups=len(weight)
+            )
         return grad_input, _grad_weight(input, grad, padding), None
 
 
@@ -50,7 +53,7 @@ def _grad_weight(input: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tenso
     inputs = input.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[None]  # 1, images * channels, H, W in channels_last
     kernels = grad.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[:, None]
     each = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))
-    return each.unflatten(1, input.shape[:2]).sum((0, 1))[:, None]
+    return each.view(*input.shape[:2], 1, *each.shape[2:]).sum(0)
 
 
 def speed_up_depthwise(module: nn.Module) -> None:
