@@ -206,7 +206,7 @@ def test_a_failing_store_is_told_and_not_taken_for_bad_images(monkeypatch: pytes
     def fail(*_: Any) -> bytes:
         raise error
 
-    monkeypatch.setattr(examine, "_images", lambda _: type("Failing", (), {"get": fail}))
+    monkeypatch.setattr(examine, "open_rows", lambda _: type("Failing", (), {"get": fail}))
     examiner = examine.Examiner("s3://b", examine.Limits(10, 10), threads=2)
     rows = pa.table(
         {"row": [0, 1], "key": ["a", "b"], "offset": [0, 0], "length": [1, 1], "size": [1, 1], "etag": ["", ""]}

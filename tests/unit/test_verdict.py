@@ -35,7 +35,7 @@ from tests.support.feeds import CPU, World
 
 EMPTY = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), ()
 SLOW = {
-    "fetch": (reading, "_images"),
+    "fetch": (reading, "open_rows"),
     "decode": (reading, "decode"),
     "transfer": (transfer, "to_device"),
     "compute": (Learner, "backward"),
