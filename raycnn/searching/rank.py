@@ -150,7 +150,8 @@ class PackRank:
             return None
         store = self._folder(trial)
         if read_run(store) is None:  # a population changes a trial's settings in mid-run
-            create_run(config, store, self._index.hash, self._index.classes)
+            told = read_run(self._run)  # its parent is the search's
+            create_run(config, store, self._index.hash, self._index.classes, told=told)
         return Run(store, config, place.record, self._ranks.world)
 
 

@@ -11,6 +11,7 @@ from raycnn.config import Config, hashed, identity
 from raycnn.storage import Store
 from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
+from raycnn.training.run import read_run
 from raycnn.training.start import first_commit
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm")
@@ -34,7 +35,7 @@ def write_start(config: Config, run: Store, owner: str, classes: tuple[str, ...]
     if checkpoint.commits(store, None):
         return
     record = adopt(store, owner, lambda held: checkpoint.newest_step(store, held))
-    first_commit(config, store, record, classes, say)
+    first_commit(config, store, record, classes, say, read_run(run))
 
 
 def _digest(settings: dict[str, object]) -> str:

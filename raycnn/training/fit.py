@@ -17,7 +17,7 @@ from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
-from raycnn.training.run import create_run, read_state
+from raycnn.training.run import create_run, read_run, read_state
 from raycnn.training.shown import read_lines
 from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
@@ -46,7 +46,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         commit = checkpoint.latest(store, record)
         if commit is None:
             _refuse_restart(store, record)
-            first_commit(config, store, record, index.classes, lambda line: show({}, [line]))
+            first_commit(config, store, record, index.classes, lambda line: show({}, [line]), read_run(store))
         plan = Plan(len(index.rows("train")), config.train.global_batch, 0)
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:

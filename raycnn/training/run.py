@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from raycnn.config import Config, fields, identity, identity_hash
 from raycnn.errors import CheckpointError, ObjectNotFound, PreconditionFailed
-from raycnn.storage import Store
+from raycnn.storage import Store, open_store
 from raycnn.storage.base import parse_json
 from raycnn.storage.lease import Lease, LeaseRecord, acquire, read_lease
 from raycnn.training import checkpoint
@@ -31,6 +32,7 @@ class RunFacts:
     identity: dict[str, Any]
     config: dict[str, Any]
     kind: str
+    parent: dict[str, Any] | None = None
 
 
 def read_run(store: Store) -> RunFacts | None:
@@ -46,7 +48,9 @@ def read_run(store: Store) -> RunFacts | None:
             fix = "upgrade raycnn, or start under a new run.name"
             raise CheckpointError("written by a newer version of raycnn", where=where, fix=fix)
         index, identity, config = str(tree["index"]), dict(tree["identity"]), dict(tree["config"])
-        return RunFacts(index, tuple(map(str, tree["classes"])), identity, config, str(tree.get("kind", "train")))
+        classes, kind, parent = tuple(map(str, tree["classes"])), str(tree.get("kind", "train")), tree.get("parent")
+        parent = {"run": parent} if isinstance(parent, str) else parent  # all that was known of it at first
+        return RunFacts(index, classes, identity, config, kind, dict(parent) if parent else None)
     except ObjectNotFound:
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -111,9 +115,60 @@ def hold(store: Store) -> Lease:
     return lease
 
 
-def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str, ...], kind: str = "train") -> None:
-    """Write run.json, once and for all but for its count of looks at the test split."""
-    tree = {
+def parent_of(config: Config, told: RunFacts | None) -> dict[str, Any] | None:
+    """Where model.weights: run:NAME starts: as `told`, the run's or its search's facts, pins it; else NAME's best now.
+
+    Returns:
+        {run, step, checkpoint, weights: their sha256, identity_hash, index, versions, parent}, all of the parent; of a
+        run of an older version {run} alone; None with other weights.
+
+    Raises:
+        CheckpointError: no such run, or it has no checkpoint.
+    """
+    if not config.model.weights.startswith("run:"):
+        return None
+    name = config.model.weights.removeprefix("run:")
+    if told and told.parent and told.parent["run"] == name:
+        return told.parent
+    store = open_store(config.run.storage).child(name)
+    facts, commit = find_commit(store, "best")
+    tree = parse_json(store.get("run.json"))
+    return {
+        "run": name,
+        "step": commit.step,
+        "checkpoint": commit.name,
+        "weights": commit.manifest["files"]["weights.safetensors"]["sha256"],
+        "identity_hash": tree["identity_hash"],
+        "index": facts.index,
+        "versions": tree["versions"],
+        "parent": facts.parent,
+    }
+
+
+def create_run(
+    config: Config, store: Store, index_hash: str, classes: tuple[str, ...], kind: str = "train",
+    told: RunFacts | None = None,
+) -> None:  # fmt: skip
+    """Write run.json, once and for all but for its count of looks at the test split.
+
+    Args:
+        told: of the search that the run is a trial of, whose parent is its own.
+    """
+    if read_run(store) is None:
+        tree = _tree(config, index_hash, classes, kind, parent_of(config, told))
+        with contextlib.suppress(PreconditionFailed):  # an answer that was lost on its way
+            store.put("run.json", json.dumps(tree, indent=1).encode(), create_only=True)
+    facts = read_run(store)
+    if facts is None or facts.index != index_hash:
+        fix = "start under a new run.name"
+        raise CheckpointError("the run is pinned to another index", where=store.uri, fix=fix)
+    check_identity(config, facts, store.uri)
+
+
+def _tree(
+    config: Config, index_hash: str, classes: tuple[str, ...], kind: str, parent: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "kind": kind,
         "index": index_hash,
@@ -122,15 +177,8 @@ def create_run(config: Config, store: Store, index_hash: str, classes: tuple[str
         "identity_hash": identity_hash(config),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
-        "parent": config.model.weights.removeprefix("run:") if config.model.weights.startswith("run:") else None,
+        "parent": parent,
     }
-    try:
-        store.put("run.json", json.dumps(tree, indent=1).encode(), create_only=True)
-    except PreconditionFailed:
-        facts = read_run(store)
-        if facts is None or facts.index != index_hash:
-            raise
-        check_identity(config, facts, store.uri)
 
 
 def count_look(store: Store) -> int:

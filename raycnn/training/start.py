@@ -14,18 +14,22 @@ from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord
 from raycnn.training import checkpoint
 from raycnn.training.recorder import Run
-from raycnn.training.run import find_commit
+from raycnn.training.run import RunFacts, find_commit, parent_of
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.setup import facts_of
 from raycnn.training.state import TrainState
 
 
 def first_commit(
-    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None]
-) -> None:
+    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None],
+    told: RunFacts | None = None,
+) -> None:  # fmt: skip
     """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
 
     The order is: own checkpoint, then the weights that the config names (a file, another run, the zoo's), else scratch.
+
+    Args:
+        told: facts of the run or search, which pin the checkpoint of another run that it starts from.
     """
     network = build(
         config.model.name,
@@ -41,7 +45,7 @@ def first_commit(
             say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
     else:
         pin = config.model.weights_sha256
-        say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config)))
+        say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config, told)))
     facts = facts_of(config, classes)
     files = {
         "weights.safetensors": encode_weights(network.module.state_dict()),
@@ -50,17 +54,19 @@ def first_commit(
     Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
 
 
-def _reader(config: Config) -> Callable[[str], bytes]:
+def _reader(config: Config, told: RunFacts | None) -> Callable[[str], bytes]:
     def read(uri: str) -> bytes:
         if uri.startswith("run:"):
-            return best_weights(open_store(config.run.storage).child(uri.removeprefix("run:")))
+            parent = parent_of(config, told) or {}
+            store = open_store(config.run.storage).child(uri.removeprefix("run:"))
+            return best_weights(store, parent.get("step", "best"))
         folder, _, name = uri.rpartition("/")
         return open_store(folder or ".").get(name)
 
     return read
 
 
-def best_weights(store: Store) -> bytes:
-    """The weights of a run's best checkpoint."""
-    _, commit = find_commit(store, "best")
+def best_weights(store: Store, step: int | str = "best") -> bytes:
+    """The weights of a run's best checkpoint, or of another one."""
+    _, commit = find_commit(store, step)
     return checkpoint.verified(store, commit, ["weights.safetensors"])["weights.safetensors"]
