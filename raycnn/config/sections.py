@@ -209,6 +209,10 @@ class LossConfig(Section):
     logit_adjustment: Annotated[float, Field(ge=0), LATER] = 0.0
     """In training add so many times the log of a class's share of the training rows to its logit, so that the network
     itself answers as for classes of equal size (Menon et al., 2021); 1 is what they advise."""
+    l1: Annotated[float, Field(ge=0), LATER] = 0.0
+    """Times the sum of the absolute weights that train, norms and biases left out, is added to the loss."""
+    l2: Annotated[float, Field(ge=0), LATER] = 0.0
+    """Times the sum of the squares of the same weights is added to the loss."""
 
 
 class TrainConfig(Section):
@@ -233,6 +237,13 @@ class TrainConfig(Section):
     virtual_shards: Annotated[int, Field(ge=1)] = 4
     """exact: parts of each global batch that are passes of their own; a power of two, a multiple of train.workers, and
     a divisor of global_batch."""
+    micro_batch: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"] | None, LATER] = None
+    """Rows per pass of what trains, on each worker: gradients of several passes add up to those of the global batch
+    (up to rounding). BatchNorm, unless frozen, sees one pass at a time, and dropout is drawn for each. auto: as many as
+    there are, and half as many whenever a worker runs out of GPU memory; null: all at once."""
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, LATER] = None
+    """Decay of a running mean of the weights (0.999), which is evaluated, kept and exported in their place; null:
+    none."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 or fp16 on GPUs that have it, float32 elsewhere."""
     compile: Literal["auto", "none", "prefix", "all"] = "auto"
@@ -337,6 +348,13 @@ class Config(Section):
     search: Annotated[SearchConfig, OPERATIONAL] = SearchConfig()
     shards: Annotated[ShardsConfig, OPERATIONAL] = ShardsConfig()
     cache: Annotated[CacheConfig, OPERATIONAL] = CacheConfig()
+
+    @model_validator(mode="after")
+    def _passes_apart(self) -> Config:
+        if self.train.micro_batch == "auto" and self.model.batchnorm == "sync":
+            fix = "use model.batchnorm: frozen or local, or give the number of rows"
+            raise ConfigError("sync ties the passes of all workers together", where="train.micro_batch", fix=fix)
+        return self
 
     @model_validator(mode="after")
     def _exact_statistics(self) -> Config:

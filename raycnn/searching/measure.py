@@ -63,7 +63,7 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
             bytes=to_rows(tap)[0].nbytes,
             keep_s=keep_s / len(rows),
             take_s=take_s / len(rows),
-            trial_bytes=4 * state,
+            trial_bytes=(4 if config.train.ema is None else 5) * state,
         )
     body.prefix.rows.clear()
     return Costs(read_s / len(rows), images_NHWC[0].nbytes, cuts, depths, _memory(body.device))

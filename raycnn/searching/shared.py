@@ -14,7 +14,7 @@ from raycnn.training import checkpoint
 from raycnn.training.run import read_run
 from raycnn.training.start import first_commit
 
-_OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm")
+_OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm", "train.ema", "train.micro_batch")
 _START: Final = ("model.name", "model.weights", "model.head", "data.image_size", "train.seed", "train.chunk")
 
 

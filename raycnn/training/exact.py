@@ -8,7 +8,7 @@ between ranks that each add what the other has, since a + b and b + a are the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import torch
@@ -57,12 +57,21 @@ def tree_sum(branches: Iterable[list[Tensor]]) -> list[Tensor]:
 
 def add_ranks(values: Sequence[Tensor], ranks: Swapping) -> None:  # all ranks
     """Add up the ranks' values in the tree, in place; the number of ranks is a power of two."""
-    for bucket in _buckets(values):
-        flat = torch.cat([value.flatten() for value in bucket])
+
+    def add(flat: Tensor) -> None:
         distance = 1
         while distance < ranks.world:
             flat += ranks.swap(flat, ranks.rank ^ distance)
             distance *= 2
+
+    in_buckets(values, add)
+
+
+def in_buckets(values: Sequence[Tensor], work: Callable[[Tensor], None]) -> None:
+    """Have `work` change many values at once, in place: it is given them as few flat tensors."""
+    for bucket in _buckets(values):
+        flat = torch.cat([value.flatten() for value in bucket])
+        work(flat)
         parts = torch.split(flat, [value.numel() for value in bucket])
         torch._foreach_copy_(bucket, [part.view(value.shape) for part, value in zip(parts, bucket, strict=True)])
 

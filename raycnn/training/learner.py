@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Split, Stages
 from raycnn.models.weights import load_state
 from raycnn.training.compiling import compiled
-from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks
-from raycnn.training.exact import add_ranks, shards, tree_sum
+from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks, memory_format
+from raycnn.training.ema import Ema
+from raycnn.training.exact import add_ranks, in_buckets, shards, tree_sum
 from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.optim import build_optimizer, load_optimizer, set_rates, stage_scales
+from raycnn.training.passes import MicroBatch, keep
+from raycnn.training.penalty import add_gradient, penalty
 from raycnn.training.phases import deepest
 from raycnn.training.ranks import Ranks
 
@@ -67,10 +71,13 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         scales = stage_scales(stages, config.optim.stage_decay)
         self.optimizer = build_optimizer(self._whole.named_parameters(), config.optim, scales)
+        self.ema = None if config.train.ema is None else Ema(self._whole, config.train.ema)
+        self.micro_batch = MicroBatch(config.train.micro_batch)
         self.depth: Depth | None = None
         self._split: Split
         self._frozen: Callable[[Tensor], Tensor] | None = None
         self._suffix: Callable[[Tensor], Tensor]
+        self._ddp: DistributedDataParallel | None = None
 
     def enter(self, depth: Depth) -> None:  # all ranks
         """Train at `depth` from now on."""
@@ -83,7 +90,8 @@ class Learner:
         self._frozen, trains = self._split.prefix, self._split.suffix
         if self._split.prefix is not None and self.compiled != "none":
             self._frozen = compiled(self._split.prefix)
-        if self.ranks.world > 1 and not self.config.train.exact:
+        self._ddp = None
+        if self.ranks.world > 1 and not self.config.train.exact and not self.micro_batch.automatic:
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
             # Buffers need no syncing: BatchNorm trains on its batch's statistics, and those that are kept are rank 0's.
@@ -92,7 +100,7 @@ class Learner:
                 "gradient_as_bucket_view": True,
                 _SYNC_BUFFERS: False,
             }
-            trains = DistributedDataParallel(trains, **arguments)
+            self._ddp = trains = DistributedDataParallel(trains, **arguments)
         # around DDP: compiled code is cut where its buckets end, so ranks swap gradients while others are computed
         self._suffix = compiled(trains) if self.compiled == "all" else trains
 
@@ -112,15 +120,36 @@ class Learner:
         if self._frozen is not None:
             with torch.no_grad(), autocast(self.device, self.precision):
                 inputs = in_chunks(self._frozen, inputs, self.config.train.chunk)
-        if self.config.train.exact:
-            return self._backward_exactly(inputs, labels_N, valid_N, global_count, step)
-        self._seed(f"step {step} rank {self.ranks.rank}")
-        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
-        return self._pass(inputs, labels_N, valid_N, self.ranks.world / max(global_count, 1.0))[None]
+        train, rows = self.config.train, len(inputs)
+        if train.exact:
+            rows = train.global_batch // train.virtual_shards
+        passes = self._shards if train.exact else self._batch
+        work = partial(passes, inputs, labels_N, valid_N, global_count, step)
+        if not self.micro_batch.automatic:
+            losses = work()
+        else:
+            moving = self.config.model.batchnorm == "local"
+            undo = keep(list(self._split.suffix.buffers()) if moving else [])  # of passes that are done again
 
-    def _backward_exactly(
+            def again() -> None:
+                undo()
+                self.optimizer.zero_grad(set_to_none=True)
+
+            losses = self.micro_batch.fit(work, rows, again, self.ranks, step)
+        if train.exact:
+            add_ranks(self._gradients(), self.ranks)
+        elif self.micro_batch.automatic and self.ranks.world > 1:
+            in_buckets(self._gradients(), self.ranks.add)
+        return torch.stack(losses)
+
+    def _batch(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int) -> list[Tensor]:
+        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
+        weight = (self.ranks.world if self._ddp else 1) / max(global_count, 1.0)
+        return self._passes(inputs, labels_N, valid_N, weight, f"step {step} rank {self.ranks.rank}")
+
+    def _shards(
         self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int
-    ) -> Tensor:  # all ranks
+    ) -> list[Tensor]:
         rows = self.config.train.global_batch // self.config.train.virtual_shards
         first = self.ranks.rank * (len(inputs) // rows)
         losses: list[Tensor] = []
@@ -128,17 +157,34 @@ class Learner:
 
         def branches() -> Iterator[list[Tensor]]:
             for shard, (place, part) in enumerate(shards(inputs, rows), first):
-                self._seed(f"step {step} shard {shard}")
-                losses.append(self._pass(part, labels_N[place], valid_N[place], 1 / max(global_count, 1.0)))
+                weight, name = 1 / max(global_count, 1.0), f"step {step} shard {shard}"
+                losses.extend(self._passes(part, labels_N[place], valid_N[place], weight, name))
                 gradients.update({p: p.grad for p in self._split.suffix.parameters() if p.grad is not None})
                 self.optimizer.zero_grad(set_to_none=True)
                 yield list(gradients.values())
 
         total = tree_sum(branches())
-        add_ranks(total, self.ranks)
         for parameter, gradient in zip(gradients, total, strict=True):
             parameter.grad = gradient
-        return torch.stack(losses)
+        return losses
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._split.suffix.parameters() if p.grad is not None]
+
+    def _passes(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, weight: float, name: str) -> list[Tensor]:
+        """The sums of the losses of each pass over the rows; `name` keys what is drawn at random."""
+        places = self.micro_batch.pieces(len(inputs))
+        if len(places) == 1:
+            self._seed(name)
+            return [self._pass(inputs, labels_N, valid_N, weight)]
+        losses = []
+        for number, place in enumerate(places):
+            self._seed(f"{name} pass {number}")
+            part = inputs[place].clone(memory_format=memory_format(inputs))
+            more = number < len(places) - 1  # DDP's ranks swap gradients in the last one
+            with self._ddp.no_sync() if self._ddp and more else nullcontext():
+                losses.append(self._pass(part, labels_N[place], valid_N[place], weight))
+        return losses
 
     def _pass(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, weight: float) -> Tensor:
         """The sum of the losses, when its gradient times `weight` has been added to the parameters'."""
@@ -163,6 +209,7 @@ class Learner:
         """
         set_rates(self.optimizer, lr, momentum)
         self.scaler.unscale_(self.optimizer)
+        add_gradient(self._trained(), self.config.loss)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         value = float(norm)
@@ -174,6 +221,23 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
+    def average(self, step: int) -> None:
+        """Take the weights after a step into their running mean, if there is one."""
+        if self.ema:
+            self.ema.update(step)
+
+    def penalty(self) -> float:
+        """The value of the penalties on the weights, between backward and step."""
+        return penalty(self._trained(), self.config.loss)
+
+    def _trained(self) -> Iterator[Tensor]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+    def buffers(self) -> Iterator[Tensor]:
+        """What it holds of statistics."""
+        yield from self.module.buffers()
+        yield from self.ema.buffers() if self.ema else ()
+
     def skips_overflows(self) -> bool:
         """Whether a gradient that is not finite is a normal event (fp16 with loss scaling)."""
         return self.scaler.is_enabled()
@@ -182,11 +246,12 @@ class Learner:
     def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """Inside, a function from inputs of the suffix at `base` to float32 logits_NK, in eval mode."""
         self._whole.eval()
+        network = self.ema or self._whole
 
         @torch.inference_mode()
         def logits(inputs: Tensor) -> Tensor:
             with autocast(self.device, self.precision):
-                return in_chunks(self._whole, inputs, self.config.train.chunk).float()
+                return in_chunks(network, inputs, self.config.train.chunk).float()
 
         try:
             yield logits
@@ -196,13 +261,21 @@ class Learner:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies on the CPU of the network's and the optimizer's state, safe while training goes on."""
         weights = {name: _copy(tensor) for name, tensor in self.module.state_dict().items()}
-        return weights, _copy({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
+        optimizer = _copy({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
+        if self.ema:  # the weights are what the run stands for; those that it goes on from are the optimizer's business
+            optimizer["raw"] = {name: weights[name] for name in self.ema.weights}
+            weights |= _copy(self.ema.weights)
+        return weights, optimizer
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
         """Continue from a snapshot; an empty optimizer state starts afresh. CheckpointError for another network's."""
         load_state(self.module, weights, where="weights.safetensors")
+        if self.ema and not optimizer:
+            self.ema.restore(None)
         if optimizer:
             try:
+                if self.ema:
+                    self.ema.restore(optimizer["raw"])
                 load_optimizer(self.optimizer, optimizer["optimizer"], self.config.optim)
                 self.scaler.load_state_dict(optimizer["scaler"])
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:

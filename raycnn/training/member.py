@@ -46,6 +46,8 @@ class Member:
         self.learner, self.state, self.recorder, self.clock = learner, state, recorder, clock
         self._task, self._plan, self._alone = task, task.plan, alone
         self.config = learner.config
+        if state.micro_batch:
+            learner.micro_batch.rows = state.micro_batch
         self.total = self._plan.steps(self.config.train.epochs)
         self.status = state.status(self.config.train, self._plan)
         self.error: RaycnnError | None = None
@@ -85,6 +87,7 @@ class Member:
             learner.enter(depth_at(step, config.model.unfreeze, self._plan))
             losses = learner.backward(inputs, targets, valid, count, step)
             lr, beta = self._rates(step)
+            terms = self._terms(step)
             norm = learner.step(lr, beta)
         if norm - norm != 0 and not learner.skips_overflows():
             keys = ", ".join(self._task.keys(step, 8))
@@ -93,11 +96,18 @@ class Member:
                 where="optim.lr",
                 fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, under a new run.name",
             )
-        self.state = replace(self.state, step=step + 1)
+        learner.average(step)
+        found = learner.micro_batch
+        self.state = replace(self.state, step=step + 1, micro_batch=found.rows if found.automatic else None)
         if due(self.state.step, config.train.log_every, self.total):
             total_loss = math.fsum(loss for found in ranks.gather(losses.tolist()) for loss in found)
             self.loss = total_loss / count if count else None
-            self.line(lr=lr, loss=self.loss, gradient_norm=norm)
+            self.line(lr=lr, loss=self.loss, gradient_norm=norm, **terms)
+
+    def _terms(self, step: int) -> dict[str, float]:
+        """What of the loss does not depend on the images, if there is any and the step is logged."""
+        loss, logged = self.config.loss, due(step + 1, self.config.train.log_every, self.total)
+        return {"penalty": self.learner.penalty()} if logged and (loss.l1 or loss.l2) else {}
 
     def _rates(self, step: int) -> tuple[float, float | None]:
         """Learning rate and momentum of a step: of its number and of the evaluations before it alone."""

@@ -61,6 +61,11 @@ class Ranks:
             work.wait()
         return theirs
 
+    def add(self, mine: Tensor) -> None:  # all ranks
+        """Put the sum over all ranks in the tensor's place; from device to device, not over gloo."""
+        if self.distributed:
+            dist.all_reduce(mine)
+
     def from_first(self, value: T | RaycnnError | None) -> T:  # all ranks
         """Rank 0's value, or its RaycnnError, raised on every rank."""
         box: list[Any] = [value]

@@ -29,13 +29,15 @@ class NetworkFacts:
 class TrainState:
     """Progress of a run after `step` steps.
 
-    evaluations: [{step, metrics}] in order; bad_rows: key -> reason, of rows that could not be read in training.
+    evaluations: [{step, metrics}] in order; bad_rows: key -> reason, of rows that could not be read in training;
+    micro_batch: rows a pass, if memory ran out with more.
     """
 
     network: NetworkFacts
     step: int = 0
     evaluations: tuple[dict[str, Any], ...] = ()
     bad_rows: dict[str, str] = field(default_factory=dict)
+    micro_batch: int | None = None
 
     def evaluated(self, metrics: dict[str, Any]) -> TrainState:
         """With the metrics of an evaluation after this step."""
@@ -56,6 +58,8 @@ class TrainState:
         network["head"] = self.network.head.model_dump(exclude_defaults=True)
         if not network["head"]:
             del network["head"]  # as states were before there were heads to choose from
+        if self.micro_batch is None:
+            del tree["micro_batch"]
         return json.dumps(tree, sort_keys=True, indent=1).encode()
 
     @staticmethod
@@ -68,10 +72,14 @@ class TrainState:
                 network["name"], tuple(network["classes"]), Preprocessing.from_json(network["preprocessing"]),
                 network["chunk"], HeadConfig.model_validate(network.get("head", {})),
             )  # fmt: skip
-            state = TrainState(facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"])
+            state = TrainState(
+                facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"], tree.get("micro_batch")
+            )
             texts = [facts.name, *facts.classes, *state.bad_rows.items()]
             if not isinstance(state.step, int) or not isinstance(facts.chunk, int) or not facts.classes:
                 raise ValueError("a number or the classes are missing")
+            if not isinstance(state.micro_batch, int | None) or state.micro_batch == 0:
+                raise ValueError("a number of rows that is none")
             if not all(isinstance(text, str | tuple) for text in texts):
                 raise ValueError("a name that is no text")
             return state

@@ -26,7 +26,7 @@ def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict
     """classification_metrics of each learner over all readable validation rows, on every rank; one pass feeds all."""
     for learner in learners:
         if ranks.distributed and learner.config.model.batchnorm == "local":
-            for buffer in learner.module.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
+            for buffer in learner.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
                 dist.broadcast(buffer, src=0)
     mine: Scores | RaycnnError
     try:

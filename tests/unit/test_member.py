@@ -30,14 +30,16 @@ BODIES: dict[str, Body] = {}
 
 
 def member(
-    step: int = 0, *, alone: bool = False, rows: int = 10, optim: dict[str, Any] | None = None, **train: Any
-) -> Member:
+    step: int = 0, *, alone: bool = False, rows: int = 10, state: TrainState | None = None,
+    optim: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **train: Any,
+) -> Member:  # fmt: skip
     config = load_config(
         {
             "run": {"name": "r", "storage": "/x"},
             "data": {"source": "/y"},
             "model": {"name": "reference/lenet", "unfreeze": 0},
             "optim": optim or {},
+            "loss": loss or {},
             "train": {"epochs": 3, "global_batch": 4, **train},
         }
     )
@@ -48,7 +50,7 @@ def member(
     reader = ImageReader("/y", facts.preprocessing, Limits(1, 1))
     task = Task(Plan(rows, 4, 0), table, reader, table, reader, 4, 1.0, 1)
     learner = body.copied_learner(config, Ranks(), None)
-    return Member(learner, TrainState(facts, step), Recorder(None), task, Clock(), alone=alone)
+    return Member(learner, state or TrainState(facts, step), Recorder(None), task, Clock(), alone=alone)
 
 
 # 10 rows, 4 a step: 2.5 steps an epoch, so epochs end inside of steps 3, 5 and 8
@@ -168,3 +170,54 @@ def test_the_rate_is_scaled_with_the_batch() -> None:
         assert member(optim={"schedule": "constant", "lr_scaling": scaling})._rates(0)[0] == pytest.approx(
             1e-3 * factor
         )
+
+
+def test_the_passes_that_memory_holds_are_part_of_the_state() -> None:
+    made = member(micro_batch="auto")
+    steps(made, 1)
+    assert made.state.micro_batch is None
+    assert b"micro_batch" not in made.state.encode()  # as it was before there was one
+    network, sizes = made.learner._suffix, list[int]()
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(inputs)
+
+    made.learner._suffix = forward
+    steps(made, 1)
+    assert (made.state.step, made.state.micro_batch) == (2, 2)
+    assert sizes == [4, 2, 2]
+    resumed = member(micro_batch="auto", state=TrainState.decode(made.state.encode()))
+    assert resumed.learner.micro_batch.rows == 2
+    steps(resumed, 1)
+    assert resumed.state.micro_batch == 2
+
+
+def test_rows_a_pass_that_are_asked_for_are_no_part_of_the_state() -> None:
+    made = member(micro_batch=2)
+    steps(made, 1)
+    assert made.state.micro_batch is None
+
+
+def test_penalties_are_told_apart_from_the_loss_on_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[dict[str, Any]] = []
+    plain, made = member(log_every=1), member(log_every=1, loss={"l2": 0.5})
+    for each in (plain, made):
+        monkeypatch.setattr(each, "line", lambda **values: lines.append(values))
+        steps(each, 1)
+    assert lines[0]["loss"] == lines[1]["loss"]
+    assert "penalty" not in lines[0]
+    weights = BODIES["lenet"].module.head
+    expected = sum(0.5 * p.detach().square().sum() for p in weights.parameters() if p.ndim > 1)
+    assert lines[1]["penalty"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_mean_of_the_weights_follows_the_steps() -> None:
+    made = member(ema=0.999)
+    steps(made, 1)
+    live, (kept, _) = made.learner.module.state_dict(), made.learner.snapshot()
+    start = BODIES["lenet"].module.state_dict()
+    name = "head.f6.weight"
+    torch.testing.assert_close(kept[name], start[name] + 0.9 * (live[name] - start[name]))

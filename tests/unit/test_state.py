@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -27,6 +28,11 @@ def accuracies(*values):
 def test_state_survives_its_encoding():
     state = TrainState(FACTS, 7, accuracies(0.5), {"k": "truncated"})
     assert TrainState.decode(state.encode()) == state
+    halved = replace(state, micro_batch=3)
+    assert TrainState.decode(halved.encode()) == halved
+    for wrong in (b"0", b'"3"', b"1.5"):
+        with pytest.raises(CheckpointError):
+            TrainState.decode(halved.encode().replace(b'"micro_batch": 3', b'"micro_batch": ' + wrong))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"network": 1}', b"\xff"])
