@@ -36,6 +36,8 @@ def config(**changes: Any) -> Config:
         ("model__unfreeze", 1, True, True),
         ("model__unfreeze", [{"depth": 0, "epochs": 1}, {"depth": 2, "epochs": 1}], True, True),
         ("model__batchnorm", "local", True, True),
+        ("train__ema", 0.99, True, True),
+        ("train__micro_batch", "auto", True, True),
         ("train__epochs", 3, True, True),
         ("train__workers", 2, True, True),
         ("data__source", "/z", True, True),
