@@ -55,9 +55,13 @@ def client(silence_s: float = 20.0) -> S3Client:
     Args:
         silence_s: a request ends when the server has sent nothing for so long.
     """
-    environment = hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
     with _LOCK:
-        return _client(os.getpid(), environment, silence_s)
+        return _client(os.getpid(), environment(), silence_s)
+
+
+def environment() -> int:
+    """A number that changes when the AWS_* environment does."""
+    return hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 
 _LOCK: Final = threading.Lock()

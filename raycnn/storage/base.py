@@ -107,11 +107,7 @@ def open_store(uri: str, *, deadline_s: float = 60.0) -> Store:
     if scheme == "s3":
         from raycnn.storage.s3 import S3Store  # boto3 takes a third of a second to import
 
-        parts = urlsplit(uri.replace("?", "%3F").replace("#", "%23"))
-        if not _BUCKET.fullmatch(parts.netloc):
-            raise ConfigError("not a bucket name", where=shown(uri), fix="use s3://bucket/prefix")
-        prefix = uri.removeprefix(f"{uri[:2]}://{parts.netloc}").strip("/")
-        return S3Store(parts.netloc, prefix, deadline_s)
+        return S3Store(*_bucket_and_prefix(uri), deadline_s)
     if scheme in ("", "file"):
         from raycnn.storage.local import LocalStore
 
@@ -130,11 +126,23 @@ def open_images(uri: str) -> Reader:
     Raises:
         ConfigError: a uri that nothing here can read.
     """
-    if _scheme(uri) in ("", "file", "s3"):
+    scheme = _scheme(uri)
+    if scheme == "s3":
+        from raycnn.storage.images import S3Images
+
+        return S3Images(*_bucket_and_prefix(uri))
+    if scheme in ("", "file"):
         return open_store(uri)
     from raycnn.storage.arrow import ArrowReader
 
     return ArrowReader(uri)
+
+
+def _bucket_and_prefix(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri.replace("?", "%3F").replace("#", "%23"))
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise ConfigError("not a bucket name", where=shown(uri), fix="use s3://bucket/prefix")
+    return parts.netloc, uri.removeprefix(f"{uri[:2]}://{parts.netloc}").strip("/")
 
 
 def check_key(key: str) -> str:

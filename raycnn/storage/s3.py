@@ -6,10 +6,10 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -102,9 +102,9 @@ class S3Store:
     def sweep(self) -> None:
         """See Store."""
 
-    def child(self, path: str) -> S3Store:
+    def child(self, path: str) -> Self:
         """See Store."""
-        return S3Store(self.bucket, self._key(path), self.deadline_s)
+        return replace(self, prefix=self._key(path))
 
     @property
     def _root(self) -> str:
