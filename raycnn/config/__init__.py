@@ -1,11 +1,11 @@
 """The config: frozen models that YAML, command-line flags and search samples address by dotted path."""
 
+from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.loading import dated, load_config
 from raycnn.config.paths import fields, get_path, hashed, identity, identity_hash, operational, set_path
 from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
-    AugmentConfig,
     CacheConfig,
     Config,
     DataConfig,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Section
 from raycnn.config.search import SearchConfig
 from raycnn.errors import ConfigError
@@ -39,6 +40,9 @@ class DataConfig(Section):
     """Seed of the split."""
     stratify: bool = False
     """Split within each class, so that every class has its share (adding images then may move a few)."""
+    resample: Annotated[Literal["none", "balanced", "sqrt"], LATER] = "none"
+    """How often training sees each class: none: as often as it has rows; balanced: all equally often; sqrt: by the
+    square root of its rows. An epoch is as long as without; the rows of a class come in turn."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side of the network's square input in pixels; default: the size of its pretrained config."""
     bad_image_budget: Fraction = 0.01
@@ -58,34 +62,6 @@ class DataConfig(Section):
     def _leave_some_to_train_on(self) -> DataConfig:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave rows to train on (sum below 1)")
-        return self
-
-
-class AugmentConfig(Section):
-    """Random views of the training images, keyed by (seed, epoch, image)."""
-
-    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = (
-        0.35,
-        1.0,
-    )
-    """Share of the image's area that a random resized crop keeps, [low, high]; null: the evaluation crop."""
-    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
-    """Aspect ratio (width / height) of the random crop, [low, high]."""
-    hflip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability of mirroring left to right."""
-    vflip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability of mirroring top to bottom."""
-
-    @property
-    def random(self) -> bool:
-        """Whether an image looks different from epoch to epoch."""
-        return self.crop_scale is not None or self.hflip > 0 or self.vflip > 0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AugmentConfig:
-        for name, pair in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
-            if pair is not None and pair[0] > pair[1]:
-                raise ValueError(f"{name} must be [low, high] with low <= high")
         return self
 
 
@@ -262,8 +238,8 @@ class TrainConfig(Section):
     log_every: Annotated[int, Field(ge=1), OPERATIONAL] = 10
     """Steps between lines of metrics.jsonl."""
     reuse: Annotated[Literal["auto", "none", "activations", "pixels"], OPERATIONAL] = "auto"
-    """What of an image the node's cache keeps for later epochs, where every epoch sees the same views (no random crop,
-    no flips); auto: what comes out of the frozen part if it fits, else decoded pixels if they do."""
+    """What of an image the node's cache keeps for later epochs: what comes out of the frozen part, where every epoch
+    sees the same views; decoded pixels, where only flips, erasing and mixing vary; auto: the first that fits."""
     keep: Annotated[int, Field(ge=1), OPERATIONAL] = 2
     """Newest checkpoints kept beside the best one."""
 
@@ -354,6 +330,16 @@ class Config(Section):
         if self.train.micro_batch == "auto" and self.model.batchnorm == "sync":
             fix = "use model.batchnorm: frozen or local, or give the number of rows"
             raise ConfigError("sync ties the passes of all workers together", where="train.micro_batch", fix=fix)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_pairs(self) -> Config:
+        batch, workers, views = self.train.global_batch, self.train.workers, self.augment.views
+        if self.augment.mixes and batch // workers % 2:
+            fix = "choose train.global_batch and train.workers so that every worker has an even number of rows a step"
+            raise ConfigError("images are mixed in pairs", where="augment.mixup, augment.cutmix", fix=fix)
+        if batch % views:
+            raise ConfigError(f"{batch} is not a multiple of it", where="augment.views", fix="see train.global_batch")
         return self
 
     @model_validator(mode="after")

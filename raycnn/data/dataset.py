@@ -122,7 +122,7 @@ class Batch:
     """Images of one step or chunk.
 
     rows holds the row ids, PADDING where a place is empty or its image could not be read; failures says which and why.
-    fetch_s and decode_s are the seconds that a task took for it.
+    fetch_s and decode_s are the seconds that a task took for it. step is that of the plan; None: to be validated on.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
@@ -130,6 +130,7 @@ class Batch:
     failures: tuple[tuple[int, str], ...]
     fetch_s: float = 0.0
     decode_s: float = 0.0
+    step: int | None = None
 
 
 def batches_per_block(batch_rows: int, wanted: int | None = None) -> int:

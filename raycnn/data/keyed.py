@@ -32,7 +32,9 @@ def uniforms(seed: int, epochs: npt.NDArray[np.int64], key_hashes: UInt64s, num:
     return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def permute(positions: npt.NDArray[np.int64], size: int, keys: UInt64s) -> npt.NDArray[np.int64]:
+def permute(
+    positions: npt.NDArray[np.int64], size: int | npt.NDArray[np.int64], keys: UInt64s
+) -> npt.NDArray[np.int64]:
     """Where keyed permutations of range(size) send `positions`; no table, whatever the size.
 
     A six-round Feistel network over the next power of four, walked along its cycle until it lands below `size`
@@ -40,19 +42,21 @@ def permute(positions: npt.NDArray[np.int64], size: int, keys: UInt64s) -> npt.N
 
     Args:
         positions: int64[n], each in [0, size).
-        size: length of the permutation.
+        size: length of the permutation, one for all or int64[n].
         keys: uint64[n], the permutation to use for each position.
     """
-    half = np.uint64(max(3, (max(size - 1, 1).bit_length() + 1) // 2))
+    sizes = np.broadcast_to(size, positions.shape)
+    _, bits = np.frexp(np.maximum(sizes - 1, 1))  # their length in binary
+    halves = np.maximum(3, (bits + 1) // 2).astype(np.uint64)
     out = positions.astype(np.uint64)
     walking = np.ones(len(out), bool)
     while walking.any():
-        out[walking] = _feistel(out[walking], half, keys[walking])
-        walking[walking] = out[walking] >= size
+        out[walking] = _feistel(out[walking], halves[walking], keys[walking])
+        walking[walking] = out[walking] >= sizes[walking]
     return out.astype(np.int64)
 
 
-def _feistel(x: UInt64s, half: np.uint64, keys: UInt64s) -> UInt64s:
+def _feistel(x: UInt64s, half: UInt64s, keys: UInt64s) -> UInt64s:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for number in range(1, 7):

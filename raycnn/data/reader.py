@@ -20,10 +20,11 @@ from PIL import Image
 
 from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
+from raycnn.data.draws import NUM_DRAWS
 from raycnn.data.fetch import read_image, threads_for
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.rowgroups import open_rows
-from raycnn.data.transforms import NUM_DRAWS, Preprocessing, eval_view, train_view
+from raycnn.data.transforms import Preprocessing, eval_view, train_view
 from raycnn.errors import ObjectDamaged, ObjectNotFound
 from raycnn.memory import keep_freed_memory
 

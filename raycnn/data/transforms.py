@@ -13,15 +13,13 @@ from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resize
 from PIL import Image
 
 from raycnn.config import AugmentConfig
+from raycnn.data.distort import distorted
+from raycnn.data.draws import AREA, HFLIP, LEFT, RATIO, TOP, VFLIP
 
 UInt8s = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-
-NUM_DRAWS: Final = 16
-"""Uniform draws per training view; those without a name are kept for augmentations to come."""
-AREA, RATIO, LEFT, TOP, HFLIP, VFLIP = range(6)
 
 _CONVOLUTIONS: Final = {
     "bilinear": ResizeAlg.convolution(FilterType.bilinear),
@@ -68,14 +66,16 @@ def eval_view(image: Image.Image, prep: Preprocessing) -> UInt8s:
 
 
 def train_view(image: Image.Image, prep: Preprocessing, augment: AugmentConfig, draws: Floats) -> UInt8s:
-    """A random resized crop with random flips, uint8[S, S, 3], read-only.
+    """A random resized crop, distorted and flipped, uint8[S, S, 3], read-only.
+
+    Flips come last, so that they may as well be left to the device, see raycnn.training.augmenting.
 
     Args:
-        draws: float64[NUM_DRAWS] in [0, 1). Each index has one meaning for ever, so a new augmentation
-            changes no view of the others.
+        draws: float64[NUM_DRAWS] in [0, 1), see raycnn.data.draws.
     """
     box = _eval_box(image, prep) if augment.crop_scale is None else _random_box(image, augment, draws)
-    view = _resize(image, box, prep)
+    fill = tuple(round(255 * mean) for mean in prep.mean)
+    view = distorted(_resize(image, box, prep), augment, fill, draws)
     if draws[HFLIP] < augment.hflip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if draws[VFLIP] < augment.vflip:

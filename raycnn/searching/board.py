@@ -106,8 +106,9 @@ class Board:
         metrics, step = outcome.get("metrics"), outcome.get("step", 0)
         if metrics:
             earlier = tuple(each for each in record.evaluations if each.step < step)
-            batch = load_config(self._config, values).train.global_batch
-            epochs = replace(self._plan, global_batch=batch).epochs(step)
+            config = load_config(self._config, values)
+            plan = replace(self._plan, global_batch=config.train.global_batch, views=config.augment.views)
+            epochs = plan.epochs(step)
             evaluation = Evaluation(step, epochs, round(outcome["seconds"], 3), metrics)
             record = replace(record, evaluations=(*earlier, evaluation))
         if outcome.get("error"):

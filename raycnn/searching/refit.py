@@ -36,7 +36,7 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
     settings = {
         "run.storage": f"{store.uri}/{FOLDER}",
         "run.name": NAME,
-        "train.epochs": winner.commit.step * chosen.train.global_batch / rows,
+        "train.epochs": winner.commit.step * chosen.train.global_batch / (rows * chosen.augment.views),
         "train.workers": full_width(chosen, resources()),
     }
     folder = store.child(f"{FOLDER}/{NAME}")

@@ -13,7 +13,7 @@ from raycnn.cluster import resources
 from raycnn.config import Config, load_config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
-from raycnn.data.plan import Plan
+from raycnn.data.plan import plan_of
 from raycnn.errors import NoProgressError, Preempted
 from raycnn.searching import records
 from raycnn.searching.answer import best_evaluation, goal, ranking
@@ -64,7 +64,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.metric, self.mode = goal(self.config)
-        self.plan = Plan(len(self.index.rows("train")), self.config.train.global_batch, 0)
+        self.plan = plan_of(self.config, self.index.rows("train"))
         self.leaving = threading.Event()
         self.over_budget = False
 
@@ -130,7 +130,7 @@ class Trials:
         )
         waves = -(-total // self.crew.concurrent)
         epochs = config.train.epochs if config.augment.random else 1.0
-        views = round(self.plan.num_rows * epochs) + len(self.index.rows("val"))
+        views = round(self.plan.num_rows * self.plan.views * epochs) + len(self.index.rows("val"))
         on_node = -(-len(packs) // len(ray.nodes()))  # type: ignore[no-untyped-call]
         uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
         self.choices = choose(self.costs, uses, config.cache.max_bytes, config.search.reuse)

@@ -15,7 +15,7 @@ import torch
 from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
-from raycnn.data.plan import Plan
+from raycnn.data.plan import Plan, plan_of
 from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
@@ -37,7 +37,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
         ConfigError: a depth that the network does not have, workers that do not fit.
     """
     rows = {split: index.rows(split) for split in ("train", "val")}
-    plan = Plan(len(rows["train"]), config.train.global_batch, 0)
+    plan = plan_of(config, rows["train"])
     total = plan.steps(config.train.epochs)
     evaluations = sum(evaluation_due(step, config.train.eval_every, plan, total) for step in range(1, total + 1))
     learner, step_s, chunk_s = _measure(config, len(index.classes), plan)

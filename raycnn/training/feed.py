@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ from raycnn.data.manifest import shown_names
 from raycnn.data.plan import Plan
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.errors import RaycnnError
+from raycnn.training.augmenting import DeviceViews, Mix
 from raycnn.training.clock import Clock
+from raycnn.training.losses import Mixed, Targets
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
 from raycnn.training.transfer import Transfer
@@ -30,12 +32,13 @@ class Task:
     Args:
         plan: the order of training.
         table: the training rows.
-        reader: their random views.
+        reader: their random views, as far as they are decoded.
         validation: the validation rows.
         scanner: their evaluation view.
         chunk: rows per pass through the prefix and per evaluation batch.
         task_cpus: Ray CPUs of one decoding task.
         steps_per_block: steps whose images one decoding task reads.
+        device_views: the rest of the random views; None: nothing.
     """
 
     plan: Plan
@@ -46,6 +49,7 @@ class Task:
     chunk: int
     task_cpus: float
     steps_per_block: int
+    device_views: DeviceViews | None = None
 
     def keys(self, step: int, limit: int) -> list[str]:
         """The first images of a step, by key."""
@@ -91,13 +95,16 @@ class Feed:
         self._next = None  # a stream that failed is opened anew
         batch = next(self._batches)
         self._next = step + 1 if step + 1 < self._stop else None
-        return batch
+        return replace(batch, step=step)
 
     def inputs(self, batch: Batch, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """The input of the suffix at each of the depths, one row per place of the batch."""
         with self._clock("transfer"):
             images = self._transfer.take(batch.images_NHWC)
-        return self.prefix.taps(images, depths)
+        if self.task.device_views is None or batch.step is None:
+            return self.prefix.taps(images, depths)
+        views = self._views(self.task.device_views, images, batch.step, batch.rows)
+        return self.prefix.onward(views, self.prefix.stages.num_stages, depths)
 
     def validation(self) -> Iterator[Batch]:
         """This rank's validation batches, of chunk rows each; over all ranks every row once."""
@@ -109,11 +116,31 @@ class Feed:
     def close(self) -> None:
         """Let go of what it holds beside its stream: nothing."""
 
-    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: Batch) -> tuple[Targets, Tensor]:
         """(labels int64[N], valid bool[N]) of a training batch, on the device."""
         labels: npt.NDArray[np.int32] = self.task.table["label"].to_numpy()
-        picked = labels[np.maximum(batch.rows, 0)].astype(np.int64)
-        return torch.from_numpy(picked).to(self.device), torch.from_numpy(batch.rows != PADDING).to(self.device)
+        picked = torch.from_numpy(labels[np.maximum(batch.rows, 0)].astype(np.int64)).to(self.device)
+        valid = torch.from_numpy(batch.rows != PADDING).to(self.device)
+        late = self.task.device_views
+        if late is None or not late.augment.mixes or batch.step is None:
+            return picked, valid
+        mix = self._mix(late, batch.step, batch.rows)
+        partners = torch.from_numpy(mix.partners_N).to(self.device)
+        return Mixed(picked, picked[partners], torch.from_numpy(mix.shares_N).float().to(self.device)), valid
+
+    def _views(self, late: DeviceViews, images_NHWC: Tensor, step: int, rows: npt.NDArray[np.int64]) -> Tensor:
+        """A training batch's images normalised, with the device's part of their views, float32[N, 3, S, S]."""
+        hashes: npt.NDArray[np.int64] = self.task.table["key_hash"].to_numpy()
+        _, views = self.task.plan.share(step, self._rank, self._world)
+        draws = late.draws(views, hashes[np.maximum(rows, 0)].astype(np.uint64))
+        images = self.prefix.normalize(late.flip(images_NHWC, draws))
+        images = late.erase(images, draws, rows != PADDING)
+        if late.augment.mixes:
+            images = late.mixed(images, self._mix(late, step, rows))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _mix(self, late: DeviceViews, step: int, rows: npt.NDArray[np.int64]) -> Mix:
+        return late.mix(step, self._rank * len(rows), rows != PADDING)
 
 
 def next_batch(feed: Feed, step: int) -> tuple[Batch, RaycnnError | None]:

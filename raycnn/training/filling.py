@@ -37,7 +37,7 @@ class FreshBatch(Batch):
 
 
 class FillingFeed(ReusingFeed):
-    """The feed of one fit whose views are the same in every epoch: what it computes once it takes from the cache later.
+    """The feed of one fit whose pixels are the same in every epoch: what it computed once it takes from the cache.
 
     An epoch comes from the cache if all of this rank's share of it is there, else from a stream that fills the cache.
     """
@@ -58,7 +58,7 @@ class FillingFeed(ReusingFeed):
         if step >= self._until or step != self._next:
             self._begin(step)
         if self._cached:
-            if (found := self._kept(self._train, *share)) is not None:
+            if (found := self._kept(self._train, *share, step)) is not None:
                 self._next = step + 1
                 return found
             self._cached, self._next = False, None  # a row is damaged: on from here by a stream
@@ -108,8 +108,8 @@ def feed_of(
     if task.reader.augment is None and total > task.plan.steps(1) and one_node:
         cache = cache_of(config.cache, storage)
         for choice in _CHOICES[config.train.reuse]:
-            if choice == "activations" and depth in ("all", body.stages.num_stages):
-                continue  # nothing is frozen
+            if choice == "activations" and (depth in ("all", body.stages.num_stages) or task.device_views):
+                continue  # nothing is frozen, or it says something else in every epoch
             identity, reuse = {depth: body.identity(depth)}, Reuse(cache, start, {depth: choice})
             feed = FillingFeed(task, body.prefix, body.device, ranks, total, identity, reuse, clock)
             if all(ranks.gather(feed.usable)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from raycnn.config import Config
 from raycnn.data.manifest import Index
-from raycnn.data.plan import Plan
+from raycnn.data.plan import Plan, plan_of
 from raycnn.errors import CheckpointError, DataError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
@@ -47,7 +47,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         if commit is None:
             _refuse_restart(store, record)
             first_commit(config, store, record, index.classes, lambda line: show({}, [line]), read_run(store))
-        plan = Plan(len(index.rows("train")), config.train.global_batch, 0)
+        plan = plan_of(config, index.rows("train"))
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:
             outcome = run_groups(config, store, index.hash, lease, leaving, show)

@@ -22,7 +22,7 @@ from raycnn.training.compiling import compiled
 from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks, memory_format
 from raycnn.training.ema import Ema
 from raycnn.training.exact import add_ranks, in_buckets, shards, tree_sum
-from raycnn.training.losses import BatchLoss, one_label_loss
+from raycnn.training.losses import BatchLoss, Targets, of_mixed, one_label_loss
 from raycnn.training.optim import build_optimizer, load_optimizer, set_rates, stage_scales
 from raycnn.training.passes import MicroBatch, keep
 from raycnn.training.penalty import add_gradient, penalty
@@ -104,12 +104,12 @@ class Learner:
         # around DDP: compiled code is cut where its buckets end, so ranks swap gradients while others are computed
         self._suffix = compiled(trains) if self.compiled == "all" else trains
 
-    def backward(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int) -> Tensor:
+    def backward(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int) -> Tensor:
         """Gradients of the mean loss over the global batch.
 
         Args:
             inputs: of the suffix at `base`, one row per image.
-            labels_N: int64 class indices.
+            labels_N: int64 class indices, or two of them.
             valid_N: bool; rows that count.
             global_count: rows that count over all ranks.
             step: the global step; what is drawn at random (dropout) is keyed by it.
@@ -142,13 +142,15 @@ class Learner:
             in_buckets(self._gradients(), self.ranks.add)
         return torch.stack(losses)
 
-    def _batch(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int) -> list[Tensor]:
+    def _batch(
+        self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int
+    ) -> list[Tensor]:
         # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
         weight = (self.ranks.world if self._ddp else 1) / max(global_count, 1.0)
         return self._passes(inputs, labels_N, valid_N, weight, f"step {step} rank {self.ranks.rank}")
 
     def _shards(
-        self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, global_count: float, step: int
+        self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int
     ) -> list[Tensor]:
         rows = self.config.train.global_batch // self.config.train.virtual_shards
         first = self.ranks.rank * (len(inputs) // rows)
@@ -171,7 +173,7 @@ class Learner:
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._split.suffix.parameters() if p.grad is not None]
 
-    def _passes(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, weight: float, name: str) -> list[Tensor]:
+    def _passes(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, weight: float, name: str) -> list[Tensor]:
         """The sums of the losses of each pass over the rows; `name` keys what is drawn at random."""
         places = self.micro_batch.pieces(len(inputs))
         if len(places) == 1:
@@ -186,11 +188,11 @@ class Learner:
                 losses.append(self._pass(part, labels_N[place], valid_N[place], weight))
         return losses
 
-    def _pass(self, inputs: Tensor, labels_N: Tensor, valid_N: Tensor, weight: float) -> Tensor:
+    def _pass(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, weight: float) -> Tensor:
         """The sum of the losses, when its gradient times `weight` has been added to the parameters'."""
         with autocast(self.device, self.precision):
             logits_NK = self._suffix(inputs)
-        loss_sum = self._loss(logits_NK.float(), labels_N, valid_N)
+        loss_sum = of_mixed(self._loss, logits_NK.float(), labels_N, valid_N)
         self.scaler.scale(loss_sum * weight).backward()  # type: ignore[no-untyped-call]
         return loss_sum.detach()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from raycnn.config import LossConfig
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of logits_NK, labels_N and valid_N, as `cross_entropy_sum`: summed over the valid rows, float32."""
+BatchLoss = Callable[..., Tensor]
+"""Of logits_NK, labels_N, valid_N and, where images are mixed, factors_N of the rows; as `cross_entropy_sum`: summed
+over the valid rows, float32."""
 
 _MASKED = -1
 _NEAR_ZERO = 1e-12
@@ -39,11 +41,38 @@ def one_label_loss(config: LossConfig, counts_K: npt.NDArray[np.int64] | None, d
     if config.name == "focal":
         function = partial(focal_sum, gamma=config.focal_gamma)
 
-    def loss(logits_NK: Tensor, labels_N: Tensor, valid_N: Tensor) -> Tensor:
+    def loss(logits_NK: Tensor, labels_N: Tensor, valid_N: Tensor, factors_N: Tensor | None = None) -> Tensor:
         logits_NK = logits_NK if shift_K is None else logits_NK + shift_K
-        return function(logits_NK, labels_N, valid_N, class_weights_K=weights_K, label_smoothing=config.label_smoothing)
+        return function(
+            logits_NK, labels_N, valid_N, class_weights_K=weights_K, label_smoothing=config.label_smoothing,
+            factors_N=factors_N,
+        )  # fmt: skip
 
     return loss
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Targets of images that are mixed of two: shares_N, float32, of the first and the rest of the second."""
+
+    first_N: Tensor
+    second_N: Tensor
+    shares_N: Tensor
+
+    def __getitem__(self, place: slice) -> Mixed:
+        return Mixed(self.first_N[place], self.second_N[place], self.shares_N[place])
+
+
+Targets = Tensor | Mixed
+"""Of rows: what the loss takes, or two of it for each."""
+
+
+def of_mixed(loss: BatchLoss, logits_NK: Tensor, targets: Targets, valid_N: Tensor) -> Tensor:
+    """The loss of targets that may be mixed of two: then the mean of the losses of both, by their shares."""
+    if not isinstance(targets, Mixed):
+        return loss(logits_NK, targets, valid_N)
+    first = loss(logits_NK, targets.first_N, valid_N, targets.shares_N)
+    return first + loss(logits_NK, targets.second_N, valid_N, 1 - targets.shares_N)
 
 
 def cross_entropy_sum(
@@ -53,6 +82,7 @@ def cross_entropy_sum(
     *,
     class_weights_K: Tensor | None = None,
     label_smoothing: float = 0.0,
+    factors_N: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy summed over the valid rows, to be divided by their number over all ranks.
 
@@ -64,18 +94,20 @@ def cross_entropy_sum(
         valid_N: bool; False masks a row: its logits get a gradient of exactly zero, even if not finite.
         class_weights_K: float32 factor of each class, or None.
         label_smoothing: probability mass spread evenly over all classes.
+        factors_N: float32 factor of each row, or None.
 
     Returns:
         A float32 scalar; 0 when no row is valid.
     """
-    return F.cross_entropy(
+    loss = F.cross_entropy(
         _masked(logits_NK, valid_N),  # ignore_index alone would let its Inf or NaN through
         torch.where(valid_N, labels_N, _MASKED),
         weight=class_weights_K,
         ignore_index=_MASKED,
-        reduction="sum",
+        reduction="sum" if factors_N is None else "none",
         label_smoothing=label_smoothing,
     )
+    return loss if factors_N is None else (loss * factors_N).sum()
 
 
 def focal_sum(
@@ -86,6 +118,7 @@ def focal_sum(
     gamma: float,
     class_weights_K: Tensor | None = None,
     label_smoothing: float = 0.0,
+    factors_N: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy in which what is right already counts little: (1 - p)^gamma before each log p (Lin et al., 2017).
 
@@ -95,6 +128,8 @@ def focal_sum(
     targets_NK = _smooth_targets(log_p_NK, labels_N, valid_N, label_smoothing)
     if class_weights_K is not None:
         targets_NK = targets_NK * class_weights_K
+    if factors_N is not None:
+        targets_NK = targets_NK * factors_N[:, None]
     wrong_NK = (-torch.expm1(log_p_NK)).clamp_min(_NEAR_ZERO)  # the power's slope at 0 may be infinite
     return -(targets_NK * wrong_NK**gamma * log_p_NK).sum()
 
@@ -106,6 +141,7 @@ def square_sum(
     *,
     class_weights_K: Tensor | None = None,
     label_smoothing: float = 0.0,
+    factors_N: Tensor | None = None,
 ) -> Tensor:
     """Squared difference of the probabilities to the one-hot label, the mean over classes; summed over the valid rows.
 
@@ -114,7 +150,9 @@ def square_sum(
     p_NK = _masked(logits_NK, valid_N).softmax(1)
     targets_NK = _smooth_targets(p_NK, labels_N, valid_N, label_smoothing)
     losses_N = torch.where(valid_N, (p_NK - targets_NK).square().mean(1), 0.0)
-    return losses_N.sum() if class_weights_K is None else (losses_N * class_weights_K[_known(labels_N, valid_N)]).sum()
+    if class_weights_K is not None:
+        losses_N = losses_N * class_weights_K[_known(labels_N, valid_N)]
+    return losses_N.sum() if factors_N is None else (losses_N * factors_N).sum()
 
 
 def class_weights(

@@ -15,6 +15,7 @@ from raycnn.training.clock import Clock
 from raycnn.training.due import due, evaluation_due
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
+from raycnn.training.losses import Targets
 from raycnn.training.metrics import metric_mode
 from raycnn.training.phases import depth_at
 from raycnn.training.ranks import Ranks
@@ -70,12 +71,12 @@ class Member:
                 raise
             self.error = RaycnnError(f"{type(error).__name__}: {error}", where=f"step {self.state.step}")
 
-    def step(self, inputs: Tensor, targets: Tensor, valid: Tensor, count: float, ranks: Ranks) -> None:  # all ranks
+    def step(self, inputs: Tensor, targets: Targets, valid: Tensor, count: float, ranks: Ranks) -> None:  # all ranks
         """Train one step.
 
         Args:
             inputs: of the suffix at the learner's base depth.
-            targets: int64[N] classes.
+            targets: int64[N] classes, or two for each row.
             valid: bool[N], rows that count.
             count: rows that count over all ranks.
 

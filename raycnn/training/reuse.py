@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -87,16 +88,17 @@ class ReusingFeed(Feed):
         if self._train.usable(epochs):
             for turn in self._turns(f"train {start} {stop}"):
                 order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
-                self._fill(self._train, task.reader, task.table, order, leaving)
+                steps = [step for number in range(order.num_blocks) for step in order.steps(number)]
+                self._fill(self._train, task.reader, task.table, order, steps, leaving)
         if self._val.usable([0]):
             for turn in self._turns("val"):
                 scan = self._scan(self._rank + world * turn, world * turns)
-                self._fill(self._val, task.scanner, task.validation, scan, leaving)
+                self._fill(self._val, task.scanner, task.validation, scan, repeat(None), leaving)
 
     def batch(self, step: int) -> Batch:
         """From the cache if all of it is there, else from the stream."""
         share = self.task.plan.share(step, self._rank, self._world)
-        return self._kept(self._train, *share) or super().batch(step)
+        return self._kept(self._train, *share, step) or super().batch(step)
 
     def validation(self) -> Iterator[Batch]:
         """As Feed.validation, from the cache if all of it is there."""
@@ -138,28 +140,32 @@ class ReusingFeed(Feed):
         return blanks
 
     def _tables(self, blanks: dict[str, Array], reader: ImageReader, *, train: bool) -> Kept:
-        view = hashlib.sha256(repr(replace(reader, source="", fetch_threads=0)).encode()).hexdigest()
-        names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()} | {PIXELS: view}
+        late = self.task.device_views if train else None
+        pixels = _digest(replace(reader, source="", fetch_threads=0))
+        # what an image is mixed with is a matter of its place in the plan
+        view = _digest(pixels, late, self.task.plan if late.augment.mixes else None) if late else pixels
+        names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()} | {PIXELS: pixels}
         table = self.task.table if train else self.task.validation
-        return Kept(
-            self._reuse.cache, self._reuse.start, table, names, blanks, random=train and reader.augment is not None
-        )
+        random = train and (reader.augment is not None or (late is not None and bool(self._dtypes)))
+        return Kept(self._reuse.cache, self._reuse.start, table, names, blanks, random=random)
 
     def _scan(self, rank: int, world: int) -> ScanOrder:
         chunk = self.task.chunk
         return ScanOrder(len(self.task.validation), chunk, batches_per_block(chunk), rank, world)
 
     def _fill(
-        self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order, leaving: Callable[[], bool]
-    ) -> None:
+        self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order, steps: Iterable[int | None],
+        leaving: Callable[[], bool],
+    ) -> None:  # fmt: skip
         parts = list(parts_of(order))
         if kept.there(parts):
             return
         batches = self._transfer.ahead(stream(reader, table, order, task_cpus=self.task.task_cpus))
-        for part, batch in zip(parts, batches, strict=True):
+        for part, batch, step in zip(parts, batches, steps, strict=False):
             if leaving():
                 return
-            self._put(kept, part, batch, super().inputs(batch, self._dtypes) if self._dtypes else {})
+            taps = super().inputs(replace(batch, step=step), self._dtypes) if self._dtypes else {}
+            self._put(kept, part, batch, taps)
 
     def _put(self, kept: Kept, part: Part, batch: Batch, taps: Mapping[Depth, Tensor]) -> None:
         values = {str(depth): to_rows(taps[depth]) for depth in self._dtypes}
@@ -167,14 +173,14 @@ class ReusingFeed(Feed):
             values[PIXELS] = batch.images_NHWC
         kept.put(batch, *part, values)
 
-    def _kept(self, kept: Kept | None, ids: Int64s, epochs: Int64s) -> KeptBatch | None:
+    def _kept(self, kept: Kept | None, ids: Int64s, epochs: Int64s, step: int | None = None) -> KeptBatch | None:
         found = None if kept is None else kept.get(ids, epochs)
         if found is None:
             return None
         batch, values = found
         images = values.pop(PIXELS, batch.images_NHWC)
         taps = {depth: from_rows(values[str(depth)], dtype).to(self.device) for depth, dtype in self._dtypes.items()}
-        return KeptBatch(images, batch.rows, batch.failures, taps=taps)
+        return KeptBatch(images, batch.rows, batch.failures, step=step, taps=taps)
 
     def _turns(self, segment: str) -> Iterator[int]:
         """The parts of a segment: first those that no other pack computes, then those that one did, or left undone."""
@@ -191,6 +197,10 @@ class ReusingFeed(Feed):
         for turn in late:
             with cache.turn(f"{identity}/{turn}", wait=True):
                 yield turn
+
+
+def _digest(*of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()
 
 
 def parts_of(order: Order) -> Iterator[Part]:

@@ -11,13 +11,13 @@ from torch import nn
 
 from raycnn.config import Config, Depth
 from raycnn.data.dataset import batches_per_block
-from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
-from raycnn.data.plan import Plan
+from raycnn.data.plan import draws_per_epoch, plan_of
 from raycnn.data.reader import COLUMNS, ImageReader
 from raycnn.models.depthwise import speed_up_depthwise
 from raycnn.models.stages import Stages, find
 from raycnn.models.zoo import build, preprocessing
+from raycnn.training.augmenting import DeviceViews
 from raycnn.training.compiling import BACKEND
 from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choose_precision
 from raycnn.training.feed import Task
@@ -91,22 +91,24 @@ class Body:
 def loss_of(config: Config, facts: NetworkFacts, index: Index, device: torch.device) -> BatchLoss:
     """The loss that the config says, for the training rows of this index."""
     counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
-    return one_label_loss(config.loss, counts_K, device)
+    drawn_K = draws_per_epoch(counts_K, config.data.resample)
+    return one_label_loss(config.loss, drawn_K, device)
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:
     """What `config` trains and validates on, read for a network of these facts."""
     rows = index.rows("train")
-    seed = derive_seed(config.train.seed, "data")
-    augment = config.augment if config.augment.random else None
-    plan = Plan(len(rows), config.train.global_batch, seed)
+    plan, augment = plan_of(config, rows), config.augment
+    late = DeviceViews(augment, plan.seed, facts.preprocessing.image_size) if augment.on_device else None
+    view = {"augment": augment.decoded, "seed": plan.seed}
     return Task(
         plan=plan,
         table=rows,
-        reader=ImageReader.of(config.data, index.source, facts.preprocessing, augment=augment, seed=seed),
+        reader=ImageReader.of(config.data, index.source, facts.preprocessing, **view),
         validation=index.rows("val"),
         scanner=ImageReader.of(config.data, index.source, facts.preprocessing),
         chunk=config.train.chunk,
         task_cpus=task_cpus,
         steps_per_block=batches_per_block(plan.global_batch // world, config.data.block_steps),
+        device_views=late,
     )

@@ -24,9 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raycnn.data.decode import Limits, decode
+from raycnn.data.draws import NUM_DRAWS
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.plan import Plan
-from raycnn.data.transforms import NUM_DRAWS, eval_view, train_view
+from raycnn.data.transforms import eval_view, train_view
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.depthwise import speed_up_depthwise
 from raycnn.models.stages import Split, find

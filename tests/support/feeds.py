@@ -20,6 +20,7 @@ from raycnn.data.reader import PADDING, ImageReader
 from raycnn.models.stages import find
 from raycnn.models.zoo import build
 from raycnn.storage.cache import Cache
+from raycnn.training.augmenting import DeviceViews
 from raycnn.training.device import Normalize
 from raycnn.training.feed import Feed, Task
 from raycnn.training.prefix import Prefix
@@ -78,10 +79,12 @@ class World:
 
     def task(self, augment: AugmentConfig | None = None) -> Task:
         """Ten training rows in steps of four, six validation rows."""
-        reader = ImageReader(str(self.folder), NETWORK.preprocessing, Limits(10**6, 10**6), 1, augment, seed=3)
+        decoded = augment and augment.decoded
+        reader = ImageReader(str(self.folder), NETWORK.preprocessing, Limits(10**6, 10**6), 1, decoded, seed=3)
+        late = DeviceViews(augment, 3, SIZE) if augment and augment.on_device else None
         scanner = replace(reader, augment=None, seed=0)
         plan = Plan(len(TRAIN), 4, 0)
-        return Task(plan, self._rows(TRAIN), reader, self._rows(VAL), scanner, CHUNK, 1.0, 1)
+        return Task(plan, self._rows(TRAIN), reader, self._rows(VAL), scanner, CHUNK, 1.0, 1, late)
 
     def plain(self, task: Task) -> Feed:
         """A feed that keeps nothing."""

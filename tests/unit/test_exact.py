@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
-from queue import Queue
-from threading import Lock
 from typing import Any
 
 import pytest
@@ -22,6 +18,7 @@ from raycnn.training import exact
 from raycnn.training.exact import add_ranks, shards, tree_sum
 from raycnn.training.learner import Learner
 from raycnn.training.setup import Body, facts_of
+from tests.support.ranks import Simulated, on_ranks
 
 CPU = torch.device("cpu")
 
@@ -33,35 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@dataclass
-class Simulated:
-    """One of several ranks in one process; only one of them computes at a time."""
-
-    rank: int
-    world: int
-    turn: Lock
-    boxes: dict[tuple[int, int], Queue[Tensor]]
-
-    def swap(self, mine: Tensor, partner: int) -> Tensor:
-        self.boxes[self.rank, partner].put(mine.clone())
-        self.turn.release()
-        theirs = self.boxes[partner, self.rank].get(timeout=60)
-        self.turn.acquire()
-        return theirs
-
-
-def on_ranks(world: int, work: Callable[[Simulated], Any]) -> list[Any]:
-    turn = Lock()
-    boxes: dict[tuple[int, int], Queue[Tensor]] = {(a, b): Queue() for a in range(world) for b in range(world)}
-
-    def run(rank: int) -> Any:
-        with turn:
-            return work(Simulated(rank, world, turn, boxes))
-
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(run, range(world)))
 
 
 def values(seed: int, number: int) -> list[list[Tensor]]:

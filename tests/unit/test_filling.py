@@ -83,6 +83,19 @@ def test_images_are_read_once_and_all_batches_are_the_plain_ones(world: World, r
     assert ours.prefix.rows[0] == through  # places of all steps, and of the chunks of validation rows
 
 
+def test_pixels_are_kept_where_only_the_device_varies_them(world: World) -> None:
+    varying = AugmentConfig(crop_scale=None, vflip=0.5, erase=0.5, mixup=0.4, cutmix=1.0)
+    ours, plain = Ours(world, varying), Ours(world, varying, **{"train.reuse": "none"})
+    assert ours.feed._dtypes == {}  # type: ignore[attr-defined]
+    for steps in (range(3), range(3, 5), range(5, 8)):
+        expected, _ = plain.epoch(steps)
+        found, read = ours.epoch(steps)
+        assert_same(found, expected)
+        assert len({key for key, _ in read}) == (16 if steps.start == 0 else 0)
+    still, _ = Ours(world).epoch(range(8))
+    assert not torch.equal(still[3][1], Ours(world, varying).epoch(range(8))[0][3][1])
+
+
 def test_the_next_start_finds_what_was_kept(world: World) -> None:
     Ours(world).epoch(range(3))
     found, read = Ours(world).epoch(range(3, 5))
@@ -112,13 +125,24 @@ def test_a_damaged_row_is_computed_again(world: World) -> None:
     "settings",
     [
         {"augment": AugmentConfig()},
+        {"augment": AugmentConfig(crop_scale=None, hflip=0, rotate=5)},
+        {"augment": AugmentConfig(crop_scale=None), "train.reuse": "activations"},
         {"total": 3},
         {"one_node": False},
         {"cache.max_bytes": 1000},
         {"train.reuse": "none"},
         {"depth": "all", "train.reuse": "activations"},
     ],
-    ids=["random views", "one epoch", "several nodes", "too small", "not wanted", "nothing frozen"],
+    ids=[
+        "random views",
+        "rotated",
+        "flipped",
+        "one epoch",
+        "several nodes",
+        "too small",
+        "not wanted",
+        "nothing frozen",
+    ],
 )
 def test_nothing_is_kept_that_cannot_be_used_again(world: World, settings: dict[str, Any]) -> None:
     ours = Ours(world, **settings)

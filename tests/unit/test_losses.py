@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from raycnn.config import LossConfig
-from raycnn.training.losses import class_weights, cross_entropy_sum, focal_sum, one_label_loss, square_sum
+from raycnn.training.losses import (
+    Mixed,
+    class_weights,
+    cross_entropy_sum,
+    focal_sum,
+    of_mixed,
+    one_label_loss,
+    square_sum,
+)
 
 
 def batch(rows: int = 12, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +69,44 @@ def test_masked_rows_give_exactly_no_gradient(bad: float, label: int, smoothing:
     (gradient,) = torch.autograd.grad(loss, poisoned)
     assert torch.equal(loss, clean)
     assert torch.equal(gradient, clean_gradient)
+
+
+def test_mixed_targets_are_soft_targets() -> None:
+    logits, first, valid = batch()
+    second, shares = first.roll(1), torch.rand(12, generator=torch.Generator().manual_seed(1))
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0])
+    loss = partial(cross_entropy_sum, class_weights_K=weights)
+
+    def mixed(logits: Tensor, labels: Tensor, valid: Tensor, factors: Tensor | None = None) -> Tensor:
+        return loss(logits, labels, valid, factors_N=factors)
+
+    one, other = F.one_hot(first, 5) * shares[:, None], F.one_hot(second, 5) * (1 - shares)[:, None]
+    expected = -((one + other) * weights * logits.log_softmax(1))[valid].sum()
+    torch.testing.assert_close(of_mixed(mixed, logits, Mixed(first, second, shares), valid), expected)
+    assert torch.equal(of_mixed(mixed, logits, first, valid), loss(logits, first, valid))
+    halves = [Mixed(first, second, shares)[part] for part in (slice(0, 6), slice(6, 12))]
+    assert torch.equal(torch.cat([half.shares_N for half in halves]), shares)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "mse"])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_every_loss_can_be_mixed(name: str, weights: str) -> None:
+    logits, first, valid = batch()
+    config = LossConfig.model_validate({"name": name, "class_weights": weights, "label_smoothing": 0.1})
+    loss = one_label_loss(config, np.array([7, 1, 40, 12, 3]), torch.device("cpu"))
+    shares, second = torch.rand(12, generator=torch.Generator().manual_seed(1)), first.roll(1)
+    rows = [row for row in range(12) if valid[row]]
+    alone = [
+        shares[row] * loss(logits[row : row + 1], first[row : row + 1], valid[row : row + 1])
+        + (1 - shares[row]) * loss(logits[row : row + 1], second[row : row + 1], valid[row : row + 1])
+        for row in rows
+    ]
+    torch.testing.assert_close(of_mixed(loss, logits, Mixed(first, second, shares), valid), torch.stack(alone).sum())
+    poisoned = torch.where(valid[:, None], logits.detach(), float("nan")).requires_grad_()
+    mixed = of_mixed(loss, poisoned, Mixed(first, second, shares), valid)
+    (gradient,) = torch.autograd.grad(mixed, poisoned)
+    assert mixed.isfinite()
+    assert torch.equal(gradient[~valid], torch.zeros_like(gradient[~valid]))
 
 
 def test_no_valid_row_is_a_zero_that_can_go_backward() -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycnn.data.plan import Plan
+from raycnn.data.plan import Plan, draws_per_epoch
 
 PLANS = st.builds(Plan, num_rows=st.integers(1, 3000), global_batch=st.integers(1, 97), seed=st.integers(0, 2**62))
 
@@ -50,6 +50,79 @@ def test_seeds_and_epochs_give_unlike_orders():
     for i, a in enumerate(orders):
         for b in orders[:i]:
             assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+
+
+COUNTS = st.lists(st.integers(1, 300), min_size=1, max_size=12)
+
+
+def resampled(counts, kind="balanced", batch=16, views=1):
+    draws = draws_per_epoch(np.array(counts), kind)
+    return Plan(sum(counts), batch, 7, views, tuple(zip(counts, draws.tolist(), strict=True)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(COUNTS, st.sampled_from(["balanced", "sqrt", "none"]))
+def test_each_class_has_its_draws_in_every_epoch_and_each_of_its_rows_its_turn(counts, kind):
+    plan = resampled(counts, kind)
+    rows, _ = plan.share(0, steps=plan.steps(3))
+    classes = np.repeat(np.arange(len(counts)), counts)
+    quotas = [draws for _, draws in plan.quotas]
+    for epoch in range(3):
+        found = rows[epoch * plan.num_rows : (epoch + 1) * plan.num_rows]
+        assert list(np.bincount(classes[found], minlength=len(counts))) == quotas
+    times = np.bincount(rows[: 3 * plan.num_rows], minlength=plan.num_rows)
+    for number in range(len(counts)):
+        assert np.ptp(times[classes == number]) <= 1
+
+
+def test_draws_per_epoch():
+    counts = np.array([900, 0, 90, 10])
+    assert list(draws_per_epoch(counts, "none")) == [900, 0, 90, 10]
+    assert list(draws_per_epoch(counts, "balanced")) == [334, 0, 333, 333]
+    assert list(draws_per_epoch(counts, "sqrt")) == [703, 0, 223, 74]  # 30 : 9.49 : 3.16
+
+
+@pytest.mark.parametrize("plan", [resampled([90, 9, 1], batch=20, views=n) for n in (1, 4)] + [Plan(100, 20, 7, 4)])
+def test_no_view_of_a_row_comes_twice(plan):
+    rows, views = plan.share(0, steps=plan.steps(5))
+    assert len(set(zip(rows, views, strict=True))) == len(rows)
+    for row in np.unique(rows):
+        assert sorted(views[rows == row]) == list(range((rows == row).sum()))
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_resampled_and_repeated_rows_are_the_same_on_any_number_of_ranks(world, views):
+    plan = resampled([200, 30, 5], batch=16, views=views)
+    for step in (0, 9, 200):
+        whole = plan.share(step)
+        parts = [plan.share(step, rank, world) for rank in range(world)]
+        for number in (0, 1):
+            assert np.array_equal(np.concatenate([part[number] for part in parts]), whole[number])
+
+
+def test_repeated_views_stand_in_one_step_apart_from_each_other():
+    plan = Plan(100, 12, 7, 3)
+    rows, views = plan.share(3)
+    assert list(rows[:4]) == list(rows[4:8]) == list(rows[8:])
+    assert list(views) == [0] * 4 + [1] * 4 + [2] * 4
+    assert list(rows[:4]) == list(Plan(100, 4, 7).share(3)[0])
+    assert plan.steps(1) == 25
+    assert plan.epochs(25) == 1
+
+
+def test_neighbours_are_of_any_classes():
+    """MixUp pairs them."""
+    plan = resampled([500, 300, 40])
+    rows, _ = plan.share(0, steps=plan.steps(4))
+    classes = np.repeat(np.arange(3), [500, 300, 40])[rows[: len(rows) // 2 * 2]].reshape(-1, 2)
+    pairs = np.histogram2d(*classes.T, bins=3)[0] / len(classes)
+    assert np.abs(pairs - 1 / 9).max() < 0.02
+
+
+def test_the_resampled_order_is_pinned():
+    rows, views = resampled([7, 2, 1], batch=10).share(1)
+    assert (list(rows), list(views)) == ([9, 6, 3, 8, 7, 9, 5, 8, 0, 9], [5, 1, 0, 2, 2, 3, 0, 1, 0, 4])
 
 
 def test_the_order_is_pinned():

@@ -40,7 +40,8 @@ def reader(tmp_path, **changes):
 
 
 def test_a_row_is_a_byte_range_and_its_view_does_not_depend_on_its_neighbours(table, tmp_path):
-    views = reader(tmp_path, augment=AugmentConfig(), seed=3)
+    everything = {"rotate": 20, "brightness": 0.3, "hue": 0.1, "policy": "randaugment"}
+    views = reader(tmp_path, augment=AugmentConfig.model_validate(everything), seed=3)
     read = views.read(table, np.arange(4), ZEROS)
     together = read.images_NHWC
     assert read.reasons == [""] * 4

@@ -59,7 +59,12 @@ def assert_same(world: World, feed: ReusingFeed, depths: set[int], steps: range 
     world.reads = reads
 
 
-AUGMENTS = {"random": AugmentConfig(), "still": None}
+AUGMENTS = {
+    "random": AugmentConfig(),
+    "mixed": AugmentConfig(erase=0.5, mixup=0.4, cutmix=1.0),
+    "flipped": AugmentConfig(crop_scale=None, erase=0.5),
+    "still": None,
+}
 CHOICES = {
     "activations": {0: "activations", 2: "activations"},
     "pixels": {0: "pixels", 2: "pixels"},
@@ -242,6 +247,13 @@ def test_other_weights_or_views_take_nothing_from_each_other(world: World) -> No
         world.reads.clear()
         feed.prepare(0, 1)
         assert {key for key, _ in world.reads} >= {f"{row:02d}.png" for row in task.plan.share(0)[0]}
+    mixing = world.task(AugmentConfig(mixup=0.4))
+    assert mixing.device_views is not None
+    stronger = replace(mixing.device_views, augment=AugmentConfig(mixup=0.5))
+    for other in (mixing, replace(mixing, plan=replace(mixing.plan, seed=1)), replace(mixing, device_views=stronger)):
+        world.reads.clear()
+        world.reusing(other, choices).prepare(0, 1)
+        assert world.reads
     world.reads.clear()
     moved = replace(task, reader=replace(task.reader, source=f"{world.folder}/", fetch_threads=2))
     world.reusing(moved, choices).prepare(0, 1)

@@ -11,21 +11,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from raycnn.config import AugmentConfig
-from raycnn.data.transforms import (
-    AREA,
-    HFLIP,
-    LEFT,
-    NUM_DRAWS,
-    RATIO,
-    TOP,
-    VFLIP,
-    Preprocessing,
-    _random_box,
-    _resize,
-    _resizer,
-    eval_view,
-    train_view,
-)
+from raycnn.data.draws import AREA, HFLIP, LEFT, NUM_DRAWS, RATIO, TOP, VFLIP
+from raycnn.data.transforms import Preprocessing, _random_box, _resize, _resizer, eval_view, train_view
 from tests.support.images import pixels
 
 PREP = Preprocessing(32, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
