@@ -73,7 +73,7 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     from raycnn.training.run import hold
 
     settings = dated(load_config(config))
-    storage, store, facts = _open(settings, "train")
+    storage, store, facts, settings = _open(settings, "train")
     with hold(store) as lease:
         _import_torch_meanwhile()
         with connect(address, verbose=verbose):
@@ -103,7 +103,7 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     wanted = load_config(config)
     settings = settings_of(dated(wanted))
     former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
-    storage, store, facts = _open(settings, "search")
+    storage, store, facts, settings = _open(settings, "search")
     if ended := ended_result(settings, store):
         return ended
     with hold(store) as lease:
@@ -197,10 +197,15 @@ def _import_torch_meanwhile() -> None:
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
 
 
-def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
-    """(the root of run.storage, the run's folder, its facts); CheckpointError if it was started as something else."""
+def _open(config: Config, kind: str) -> tuple[Any, Any, Any, Config]:
+    """(the root of run.storage, the run's folder, its facts, the config as its index settles it).
+
+    CheckpointError if it was started as something else.
+    """
+    from raycnn.data.manifest import read_facts
     from raycnn.data.sources import class_names
     from raycnn.storage import open_store
+    from raycnn.training.problems import of_labels, settled
     from raycnn.training.run import check_classes, check_identity, check_kind, read_run
 
     storage = open_store(config.run.storage)
@@ -208,9 +213,11 @@ def _open(config: Config, kind: str) -> tuple[Any, Any, Any]:
     facts = read_run(store)
     if facts:
         check_kind(facts, kind, store.uri)
+        pinned = read_facts(storage, facts.index)
+        config = settled(config, of_labels(config.data.task, pinned["kind"], pinned["classes"]))
         check_identity(config, facts, store.uri)
-        check_classes(facts, class_names(config.data.source), config.data.source)
-    return storage, store, facts
+        check_classes(facts, class_names(config.data.source, config.data.task), config.data.source)
+    return storage, store, facts, config
 
 
 def _index(config: Config, show: Show) -> Any:

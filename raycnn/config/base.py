@@ -13,7 +13,10 @@ LATER: Final = "later"
 identity's hash."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"]
+Metric = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss",
+    "f1", "average_precision", "brier", "map", "micro_f1", "subset_accuracy", "rmse", "mae", "r2",
+]  # fmt: skip
 
 
 class Section(BaseModel):

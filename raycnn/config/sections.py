@@ -32,6 +32,9 @@ class DataConfig(Section):
     source: Annotated[str, Field(min_length=1), OPERATIONAL]
     """A tree of class folders (optionally below train/ val/ test/), tar shards, Parquet files with the images inside,
     or a .csv or .parquet manifest with the columns key, label[, split][, group]; in object storage or on disk."""
+    task: Annotated[Literal["auto", "single-label", "binary", "multi-label", "regression"], LATER] = "auto"
+    """What is asked of an image: which of the classes (a logit for each), which of two (a single logit), each of the
+    classes or not, or a number; auto: by the labels, a class each, lists of classes, or numbers with a point."""
     val_fraction: Fraction = 0.1
     """Share of the images for validation, where the source has no split of its own."""
     test_fraction: Fraction = 0.1
@@ -168,11 +171,13 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """The loss."""
+    """The loss of a row; see data.task."""
 
-    name: Annotated[Literal["auto", "cross_entropy", "focal", "mse"], LATER] = "auto"
-    """auto: cross_entropy. focal: what is right already counts little (Lin et al., 2017); mse: the mean squared
-    difference of the probabilities to the one-hot label."""
+    name: Annotated[Literal["auto", "cross_entropy", "bce", "focal", "mse", "l1", "huber"], LATER] = "auto"
+    """auto: cross_entropy of one label, bce of yes and no, mse of a number. focal: what is right already counts little
+    (Lin et al., 2017); mse of one label: the mean squared difference of the probabilities to the one-hot label."""
+    huber_delta: Annotated[float, Field(gt=0), LATER] = 1.0
+    """huber: where squares become lines, in standard deviations of the training rows' numbers."""
     focal_gamma: Annotated[float, Field(ge=0), LATER] = 2.0
     """focal: power of (1 - p) before log p; 0 is cross entropy."""
     label_smoothing: Fraction = 0.0
@@ -230,7 +235,7 @@ class TrainConfig(Section):
     eval_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between evaluations on the validation rows."""
     metric: Metric = "accuracy"
-    """Validation metric that chooses the best checkpoint."""
+    """Validation metric that chooses the best checkpoint; by default map for several labels, rmse for numbers."""
     patience: Annotated[int, Field(ge=1), OPERATIONAL] | None = None
     """Stop after so many evaluations without a better train.metric; null: never."""
     min_delta: Annotated[float, Field(ge=0), OPERATIONAL] = 0.0

@@ -55,7 +55,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
         StorageError: the store failed.
     """
     data = config.data
-    source, limits = read_source(data.source), Limits(data.max_pixels, data.max_bytes)
+    source, limits = read_source(data.source, data.task), Limits(data.max_pixels, data.max_bytes)
     rows = source.rows.append_column("row", pa.array(np.arange(len(source.rows))))
     rows = rows.filter(pc.is_null(rows["reason"]))
     verdicts, unread = _known(store, source.root, limits, rows)

@@ -66,6 +66,9 @@ _FILES: Final = ("manifest.parquet", "quarantine.parquet")
 Kind = Literal["class", "classes", "number"]
 """What the target of a row is: one class, a list of classes, or a number."""
 
+TARGET_COLUMNS: Final = {"class": "label", "classes": "labels", "number": "value"}
+"""Column of the manifest by kind of target."""
+
 
 @dataclass(frozen=True)
 class Index:
@@ -193,7 +196,7 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
     Args:
         store: the root of run.storage.
         hash: which.
-        columns: of the manifest; all by default.
+        columns: of the manifest, where "target" is the one that says what a row's target is; all by default.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -207,6 +210,8 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
             break
     else:
         raise _damaged(path)
+    named = {"target": TARGET_COLUMNS[facts["kind"]]}
+    wanted = None if columns is None else [named.get(name, name) for name in columns]
     manifest, quarantine = (pa.BufferReader(data[name]) for name in _FILES)
     return Index(
         hash=hash,
@@ -214,7 +219,7 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
         path=path,
         kind=facts["kind"],
         classes=tuple(facts["classes"]),
-        manifest=_columns(manifest, SCHEMA, columns),
+        manifest=_columns(manifest, SCHEMA, wanted),
         quarantine=_columns(quarantine, QUARANTINE),
         duplicates=[(first, second) for first, second in facts["duplicates"]],
         conflicts=[(first, second) for first, second in facts["conflicts"]],

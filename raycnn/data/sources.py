@@ -40,16 +40,20 @@ class Source:
     rows: pa.Table
 
 
-def read_source(uri: str) -> Source:
+def read_source(uri: str, task: str = "auto") -> Source:
     """List a source: a .parquet file of images; a manifest, .csv or .parquet; a tree, tar shards or Parquet files.
+
+    Args:
+        uri: of the folder or the manifest.
+        task: data.task, which says what the labels are where that could be either of two things.
 
     Raises:
         DataError: nothing there, a manifest that cannot be used, or folders that could mean two things.
         StorageError: the store failed.
     """
     if found := image_files(uri):
-        return _from_samples(found[0].uri, read_embedded(*found))
-    return _from_manifest(uri) if _is_manifest(uri) else _from_tree(uri)
+        return _from_samples(found[0].uri, read_embedded(*found), task)
+    return _from_manifest(uri, task) if _is_manifest(uri) else _from_tree(uri, task)
 
 
 def list_images(uri: str) -> tuple[str, pa.Table]:
@@ -76,12 +80,14 @@ def list_images(uri: str) -> tuple[str, pa.Table]:
     return root, rows.append_column("key_hash", hashes)
 
 
-def class_names(uri: str) -> set[str]:
+def class_names(uri: str, task: str = "auto") -> set[str]:
     """The names of a source's classes as they are now, without listing its images; empty for numbers, or no source."""
     if found := image_files(uri):
-        return set(targets(read_labels(*found)).classes)
+        return set(_targets(read_labels(*found), uri, task).classes)
     if _is_manifest(uri):
-        return set(targets(_labels(uri), text_lists=uri.lower().endswith(".csv")).classes)
+        return set(_targets(_labels(uri), uri, task).classes)
+    if task == "regression":
+        return set()
     reader = open_images(uri)
 
     def named(folder: str) -> set[str]:
@@ -101,14 +107,14 @@ def _is_manifest(uri: str) -> bool:
     return uri.lower().endswith((".csv", ".parquet"))
 
 
-def _from_tree(uri: str) -> Source:
+def _from_tree(uri: str, task: str) -> Source:
     reader = open_images(uri)
     rows = whole_objects(list_objects(reader.list()))
     if not len(rows):
         raise DataError("no objects", where=f"data.source: {reader.uri}", fix="check the address")
     for suffix, read in ((".tar", read_samples), (".parquet", read_embedded)):
         if (files := files_of(rows, suffix)) is not None:
-            return _from_samples(reader.uri, read(reader, files))
+            return _from_samples(reader.uri, read(reader, files), task)
     usable = pc.is_null(rows["reason"].combine_chunks())
     top, rest = _first_part(rows["key"])
     tops = pc.unique(top.filter(usable)).drop_null().to_pylist()
@@ -122,24 +128,29 @@ def _from_tree(uri: str) -> Source:
     if not pc.any(pc.is_valid(name)).as_py():
         fix = "put the images of each class into a folder with its name, or give a .csv or .parquet manifest"
         raise DataError("no class folders with objects", where=f"data.source: {reader.uri}", fix=fix)
-    return _source(reader.uri, rows, targets(name), split, pa.nulls(len(rows), pa.string()))
+    return _source(reader.uri, rows, _targets(name, uri, task), split, pa.nulls(len(rows), pa.string()))
 
 
-def _from_manifest(uri: str) -> Source:
+def _from_manifest(uri: str, task: str) -> Source:
     table = read_table(uri, required=("key", "label"))
     root, rows = _manifest_rows(uri, table)
-    target = targets(table["label"].combine_chunks(), text_lists=uri.lower().endswith(".csv"))
+    target = _targets(table["label"].combine_chunks(), uri, task)
     return _labelled(root, rows, target, table["split"].combine_chunks(), table["group"].combine_chunks())
 
 
-def _from_samples(root: str, samples: Samples) -> Source:
-    return _labelled(root, samples.rows, targets(samples.labels), samples.split, samples.group)
+def _from_samples(root: str, samples: Samples, task: str) -> Source:
+    return _labelled(root, samples.rows, _targets(samples.labels, root, task), samples.split, samples.group)
 
 
 def _labelled(root: str, rows: pa.Table, target: Targets, split: pa.Array, group: pa.Array) -> Source:
     unlabelled = pc.and_(pc.is_null(rows["reason"]).combine_chunks(), target.missing)
     rows = _with(rows, "reason", pc.if_else(unlabelled, "no label", rows["reason"].combine_chunks()))
     return _source(root, rows, target, split, group)
+
+
+def _targets(labels: pa.Array, uri: str, task: str) -> Targets:
+    text_lists = uri.lower().endswith(".csv") and task not in ("single-label", "binary")
+    return targets(labels, text_lists=text_lists, numbers=task == "regression")
 
 
 def _source(root: str, rows: pa.Table, target: Targets, split: pa.Array, group: pa.Array) -> Source:

@@ -111,16 +111,18 @@ def split_column(told: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
     return meaning.take(places.combine_chunks() if isinstance(places, pa.ChunkedArray) else places)
 
 
-def targets(labels: pa.Array, *, text_lists: bool = False) -> Targets:
+def targets(labels: pa.Array, *, text_lists: bool = False, numbers: bool = False) -> Targets:
     """Targets of a label column: text, integers or booleans are classes, lists are lists of classes, floats numbers.
 
-    Classes are sorted, integers by value. `text_lists`: texts with a ";" make a column of lists.
+    Classes are sorted, integers by value. `text_lists`: texts with a ";" make a column of lists. `numbers`:
+    whatever they are written as, they are numbers.
 
     Raises:
-        DataError: labels of another type, or two classes that look the same but are written in different characters.
+        DataError: labels of another type, text that is no number, or two classes that look the same but are written in
+            different characters.
     """
     try:
-        found = _targets(labels, text_lists)
+        found = _targets(labels, text_lists, numbers)
     except (pa.ArrowException, TypeError) as error:
         fix = f"give text, integers, booleans, numbers, or lists of text; {_short(error)}"
         raise DataError(f"labels of type {labels.type}", where="column label", fix=fix) from None
@@ -132,9 +134,11 @@ def targets(labels: pa.Array, *, text_lists: bool = False) -> Targets:
     return found
 
 
-def _targets(labels: pa.Array, text_lists: bool) -> Targets:
+def _targets(labels: pa.Array, text_lists: bool, numbers: bool) -> Targets:
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
+    if numbers:
+        return _numbers(labels.cast(pa.float64()))
     if _is_text(labels.type) or pa.types.is_boolean(labels.type):
         labels = labels.cast(pa.string())
         if text_lists and pc.any(pc.match_substring(labels, ";")).as_py():

@@ -20,7 +20,7 @@ from raycnn.training.state import NetworkFacts
 
 
 class Classifier(nn.Module):
-    """uint8 images to logits, in eval mode.
+    """uint8 images to logits (or numbers in standard deviations, see problem), in eval mode.
 
     Args:
         network: the trained network, normalised images_NCHW to logits_NK.
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network, self.facts, self.precision = network, facts, precision
         self.normalize = Normalize(facts.preprocessing)
-        self.classes = facts.classes
+        self.classes, self.problem = facts.classes, facts.problem
         self.preprocessing = facts.preprocessing
         self.eval()
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     def load(cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device) -> Classifier:
         """From the bytes of a checkpoint."""
         size = facts.preprocessing.image_size
-        network = build(facts.name, len(facts.classes), seed=0, image_size=size, head=facts.head).module
+        network = build(facts.name, facts.num_outputs, seed=0, image_size=size, head=facts.head).module
         load_state(network, decode_weights(weights), where="weights.safetensors")
         network.to(memory_format=torch.channels_last)
         return cls(network, facts, choose_precision(precision, device)).to(device)
@@ -59,7 +59,10 @@ class Classifier(nn.Module):
         return np.asarray(self(to_device(images_NHWC, device)).cpu().numpy())
 
     def predict(self, image: bytes | Path | Image.Image) -> dict[str, float]:
-        """Probability of each class for one image: a file's path, its bytes, or an RGB PIL image.
+        """Probability of each class, or {value: the number}, for one image.
+
+        Args:
+            image: a file's path, its bytes, or an RGB PIL image.
 
         Raises:
             BadImage: the bytes are not a readable image.
@@ -68,5 +71,5 @@ class Classifier(nn.Module):
             image = image.read_bytes()
         if isinstance(image, bytes):
             image = decode(image, Limits(max_pixels=2**31, max_bytes=2**31))
-        logits_K = torch.from_numpy(self.logits(eval_view(image, self.preprocessing)[None]))[0]
-        return dict(zip(self.classes, logits_K.double().softmax(0).tolist(), strict=True))
+        outputs_1K = self.logits(eval_view(image, self.preprocessing)[None])
+        return self.problem.named(outputs_1K, self.classes)[0]

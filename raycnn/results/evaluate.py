@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raycnn.config import Config
 from raycnn.data.manifest import Index, read_index, shown_names
@@ -15,24 +17,25 @@ from raycnn.results.inference import infer
 from raycnn.results.statistics import bootstrap_by_group, wilson
 from raycnn.storage import Store, open_store
 from raycnn.training.checkpoint import Commit
-from raycnn.training.metrics import Labels, Logits, classification_metrics, details
-from raycnn.training.run import count_look, find_commit
+from raycnn.training.metrics import Logits
+from raycnn.training.problems import Problem
+from raycnn.training.run import count_look, find_commit, read_state
 
-INDEX_COLUMNS = (*COLUMNS, "label", "split", "group")
+INDEX_COLUMNS = (*COLUMNS, "target", "split", "group")
 """What of the manifest an evaluation needs."""
 
 _BOOTSTRAP_WORK = 2e8  # logits looked at in all; a minute or so
-_INTERVALS = ("balanced_accuracy", "macro_f1", "auroc")
 
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Evaluate a run's checkpoint on the rows of `evaluate.split`. Needs an initialised Ray.
 
-    Accuracy has a Wilson interval where rows are independent; the other metrics, and accuracy where the manifest has
-    groups, have percentile intervals of a bootstrap over groups.
+    The share of rows that are right has a Wilson interval where rows are independent; the other metrics, and this one
+    where the manifest has groups, have percentile intervals of a bootstrap over groups.
 
     Returns:
-        {run, step, split, rows, unreadable, metrics, per_class, confusion}; metrics holds name and name_ci95.
+        {run, step, split, rows, unreadable, task, metrics, per_class, confusion}; metrics holds name and name_ci95.
+        Several labels have no confusion, numbers no classes either.
     """
     storage = open_store(config.run.storage)
     store = storage.child(config.run.name)
@@ -40,22 +43,39 @@ def evaluate(config: Config) -> dict[str, Any]:
     index = read_index(storage, run.index, columns=INDEX_COLUMNS)
     if config.evaluate.split == "test":
         count_look(store)
-    logits_NK, labels_N, groups_N = score(config, store, commit, index)
+    scores = score(config, store, commit, index)
+    problem = scores.problem
     return {
         "run": config.run.name,
         "step": commit.step,
         "split": config.evaluate.split,
-        "rows": len(labels_N),
-        "unreadable": len(index.rows(config.evaluate.split)) - len(labels_N),
-        "metrics": with_intervals(logits_NK, labels_N, groups_N),
-        **details(logits_NK, labels_N, index.classes),
+        "rows": len(scores.targets_N),
+        "unreadable": len(index.rows(config.evaluate.split)) - len(scores.targets_N),
+        "task": problem.task,
+        "metrics": with_intervals(scores),
+        **problem.details(scores.outputs_NK, scores.targets_N, index.classes),
     }
 
 
-def score(
-    config: Config, store: Store, commit: Commit, index: Index, scorers: Sequence[Any] = ()
-) -> tuple[Logits, Labels, list[str | None]]:
-    """(logits_NK, labels_N, groups_N) of a checkpoint on the readable rows of `evaluate.split`, in their order.
+@dataclass(frozen=True)
+class Scores:
+    """What a checkpoint makes of readable rows, in their order.
+
+    Args:
+        problem: what it was trained to say, which measures outputs against targets.
+        outputs_NK: float32, the network's.
+        targets_N: see the problem's `targets`.
+        groups_N: the group of each row, or None.
+    """
+
+    problem: Problem
+    outputs_NK: Logits
+    targets_N: npt.NDArray[Any]
+    groups_N: list[str | None]
+
+
+def score(config: Config, store: Store, commit: Commit, index: Index, scorers: Sequence[Any] = ()) -> Scores:
+    """Scores of a checkpoint on the readable rows of `evaluate.split`.
 
     Args:
         config: of the run.
@@ -77,26 +97,26 @@ def score(
         keys = shown_names(table).to_pylist()
         bad = ", ".join(f"{keys[i]} ({reasons[i]})" for i in np.flatnonzero(~good)[:20])
         raise DataError(f"{(~good).sum()} of {len(table)} images cannot be read: {bad}", where="data.bad_image_budget")
-    logits_NK = np.concatenate([scored.logits_NK for scored in found])[good]
-    labels_N = table["label"].to_numpy()[good].astype(np.int64)
-    groups = table["group"].to_pylist()
-    return logits_NK, labels_N, [group for group, keep in zip(groups, good, strict=True) if keep]
+    problem, outputs_NK = read_state(store, commit).network.problem, np.concatenate([each.logits_NK for each in found])
+    groups = [group for group, keep in zip(table["group"].to_pylist(), good, strict=True) if keep]
+    return Scores(problem, outputs_NK[good], problem.targets(table, np.flatnonzero(good)), groups)
 
 
-def with_intervals(logits_NK: Any, labels_N: Any, groups_N: list[str | None]) -> dict[str, Any]:
-    """classification_metrics and, for those that have one, their 95 % intervals as name_ci95: [low, high]."""
-    metrics: dict[str, Any] = dict(classification_metrics(logits_NK, labels_N))
+def with_intervals(scores: Scores) -> dict[str, Any]:
+    """The problem's metrics and, for those that have one, their 95 % intervals as name_ci95: [low, high]."""
+    problem, outputs_NK, targets_N, groups_N = scores.problem, scores.outputs_NK, scores.targets_N, scores.groups_N
+    metrics: dict[str, Any] = dict(problem.measure(outputs_NK, targets_N))
     grouped = any(group is not None for group in groups_N)
     units = [str(i) if group is None else f"group {group}" for i, group in enumerate(groups_N)]
     intervals = bootstrap_by_group(
-        lambda rows: classification_metrics(logits_NK[rows], labels_N[rows]),
+        lambda rows: problem.measure(outputs_NK[rows], targets_N[rows]),
         np.array(units),
-        num_samples=int(np.clip(_BOOTSTRAP_WORK / max(logits_NK.size, 1), 50, 1000)),
+        num_samples=int(np.clip(_BOOTSTRAP_WORK / max(outputs_NK.size, 1), 50, 1000)),
     )
-    if not grouped and metrics["accuracy"] is not None:
-        right = int((logits_NK.argmax(1) == labels_N).sum())
-        intervals["accuracy"] = wilson(right, len(labels_N))
-    for name in ("accuracy", *_INTERVALS):
+    right_N = problem.right(outputs_NK, targets_N)
+    if not grouped and right_N is not None and problem.share and metrics[problem.share] is not None:
+        intervals[problem.share] = wilson(int(right_N.sum()), len(right_N))
+    for name in problem.intervals:
         interval = intervals[name]
         metrics[f"{name}_ci95"] = list(interval) if interval else None
     return metrics

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,15 +21,16 @@ from raycnn.results.parts import Parts
 from raycnn.storage import Store, open_store
 from raycnn.training.commit import Commit
 from raycnn.training.run import find_commit, read_state
+from raycnn.training.state import NetworkFacts
 
 
 def predict(config: Config) -> dict[str, Any]:
     """Predict `predict.source`, or the run's test split. Needs an initialised Ray.
 
-    The file has a row per image, in order: key, label (the most probable class), probabilities (list of float32,
-    one per class, in the order of the file's metadata `classes`), reason (why an image could not be read, else null;
-    label and probabilities are null then). It appears only when it is complete; the same command after an interruption
-    goes on from the rows that were kept.
+    The file has a row per image, in order: key, label (the most probable class; of several labels: labels, a list),
+    probabilities (list of float32, one per class, in the order of the file's metadata `classes`), reason (why an image
+    could not be read, else null; all else is null then). Of numbers: key, value, reason. It appears only when it is
+    complete; the same command after an interruption goes on from the rows that were kept.
 
     Returns:
         {run, step, rows, unreadable, output}
@@ -52,8 +52,7 @@ def predict(config: Config) -> dict[str, Any]:
     schema = pa.schema(
         [
             ("key", pa.string()),
-            ("label", pa.string()),
-            ("probabilities", pa.list_(pa.float32())),
+            *facts.problem.columns.items(),
             ("reason", pa.string()),
         ],
         metadata={"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
@@ -66,7 +65,7 @@ def predict(config: Config) -> dict[str, Any]:
                 writer.write_table(rows)
                 unreadable += len(rows) - rows["reason"].null_count
             for scored in infer(config, store, commit, source, table, start=parts.rows):
-                rows = _rows(scored, keys, facts.classes, schema)
+                rows = _rows(scored, keys, facts, schema)
                 writer.write_table(rows)
                 parts.add(rows)
                 unreadable += len(rows) - rows["reason"].null_count
@@ -100,12 +99,10 @@ def _target(config: Config, store: Store, default: str) -> tuple[Store, str]:
     return open_store(folder or "."), name
 
 
-def _rows(scored: Scored, keys: pa.ChunkedArray, classes: tuple[str, ...], schema: pa.Schema) -> pa.Table:
-    shifted = scored.logits_NK.astype(np.float64) - scored.logits_NK.max(1, keepdims=True)
-    probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+def _rows(scored: Scored, keys: pa.ChunkedArray, facts: NetworkFacts, schema: pa.Schema) -> pa.Table:
     bad = scored.reasons != ""
-    labels = [None if b else classes[k] for b, k in zip(bad, scored.logits_NK.argmax(1), strict=True)]
-    lists = [None if b else p for b, p in zip(bad, probabilities.astype(np.float32), strict=True)]
-    reasons = [str(reason) or None for reason in scored.reasons]
-    columns = [keys.take(pa.array(scored.rows)), labels, lists, reasons]
-    return pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=schema)
+    columns: dict[str, Any] = {"key": keys.take(pa.array(scored.rows)).combine_chunks()}
+    for name, values in facts.problem.answers(scored.logits_NK, facts.classes).items():
+        columns[name] = [None if b else value for b, value in zip(bad, values, strict=True)]
+    columns["reason"] = [str(reason) or None for reason in scored.reasons]
+    return pa.Table.from_pydict(columns, schema=schema)

@@ -14,10 +14,20 @@ _TITLES = {
     "top5": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
+    "f1": "F1",
+    "map": "mean average precision",
+    "micro_f1": "micro F1",
+    "subset_accuracy": "subset accuracy",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "R2",
+    "brier": "Brier score",
     "ece": "calibration error",
     "loss": "loss",
 }
+_RATIOS = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
 
 
 def render(
@@ -28,8 +38,8 @@ def render(
 ) -> str:
     """The evaluation as text of at most 100 columns, without a final newline.
 
-    Metrics with their intervals, classes, the confusion matrix, seconds by phase. Of more than 20 classes the
-    20 with the lowest F1 are shown; of a matrix too wide for the page the 20 most frequent confusions.
+    Metrics with their intervals, and what there is of classes, confusion matrix and seconds by phase. Of more than 20
+    classes the 20 with the lowest F1 are shown; of a matrix too wide for the page the 20 most frequent confusions.
 
     Args:
         evaluation: {run, step, split, rows, metrics, per_class, confusion} as `raycnn evaluate --json` prints
@@ -38,14 +48,16 @@ def render(
         beside: metrics of at most two others on the same rows by column title, e.g.
             {"frozen probe": {"accuracy": 0.855}}.
     """
-    classes = [printable(row["class"]) for row in evaluation["per_class"]]
+    classes = [printable(row["class"]) for row in evaluation.get("per_class", [])]
     head = "{run}, step {step}, {split} split, {rows} rows".format_map(evaluation)
     parts = [
         _fit(printable(head), _WIDTH),
         metrics_table(evaluation["metrics"], beside or {}),
-        _per_class(evaluation["per_class"], classes),
-        _confusion(evaluation["confusion"], classes),
     ]
+    if classes:
+        parts.append(_per_class(evaluation["per_class"], classes))
+    if "confusion" in evaluation:
+        parts.append(_confusion(evaluation["confusion"], classes))
     if seconds:
         parts.append(table([["phase", "seconds"], *([printable(k), f"{v:.1f}"] for k, v in seconds.items())]))
     return "\n\n".join(parts)
@@ -72,10 +84,11 @@ def _per_class(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
         worst = sorted((i for i in order if per_class[i]["f1"] is not None), key=lambda i: per_class[i]["f1"])
         order = worst[:_MAX_CLASSES]
         note = f"\n(the {len(order)} of {len(per_class)} classes with the lowest F1)"
-    lines = [["class", "rows", "precision", "recall", "F1"]]
+    ratios = {name: title for name, title in _RATIOS.items() if name in per_class[0]}
+    lines = [["class", "rows", *ratios.values()]]
     for i in order:
         row = per_class[i]
-        lines.append([classes[i], str(row["rows"]), *(number(row[k]) for k in ("precision", "recall", "f1"))])
+        lines.append([classes[i], str(row["rows"]), *(number(row[name]) for name in ratios)])
     return table(lines) + note
 
 

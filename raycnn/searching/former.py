@@ -53,11 +53,12 @@ class Former:
         facts, commit = find_commit(self.store, "best")
         if facts.classes != index.classes:
             return None
-        logits_NK, labels_N, groups_N = score(config, self.store, commit, index, scorers)
-        if len(labels_N) != len(right_new_N):
+        scores = score(config, self.store, commit, index, scorers)
+        right_old_N = scores.problem.right(scores.outputs_NK, scores.targets_N)
+        if right_old_N is None or len(right_old_N) != len(right_new_N):
             return None
-        groups = np.array([f"row {n}" if group is None else group for n, group in enumerate(groups_N)])
-        found = paired(right_new_N, logits_NK.argmax(1) == labels_N, groups)
+        groups = np.array([f"row {n}" if group is None else group for n, group in enumerate(scores.groups_N)])
+        found = paired(right_new_N, right_old_N, groups)
         return None if found is None else {"run": self.name, **asdict(found)}
 
 

@@ -19,7 +19,7 @@ from raycnn.training.device import to_device
 from raycnn.training.feed import Task
 from raycnn.training.kept import to_rows
 from raycnn.training.ranks import Ranks
-from raycnn.training.setup import Body
+from raycnn.training.setup import Body, loss_of
 
 
 def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cache: Cache) -> Costs:  # all ranks
@@ -39,18 +39,19 @@ def measure(configs: Sequence[Config], body: Body, task: Task, ranks: Ranks, cac
     cuts: dict[Depth, CutCost] = {}
     depths: dict[str, Depth] = {}
     for config in configs:
-        learner = body.copied_learner(config, ranks, None)
+        learner = body.copied_learner(config, ranks, loss_of(config, body.facts, None, body.device))
         base = depths[config.model.unfreeze_text] = learner.base
         if base in cuts:
             continue
         tap = body.prefix.taps(images, [base])[base]  # warms up
         batch = config.train.global_batch // ranks.world
         inputs = tap[torch.arange(batch, device=tap.device) % len(tap)]
-        labels = torch.zeros(batch, dtype=torch.int64, device=tap.device)
+        targets = torch.from_numpy(body.facts.problem.targets(task.table, np.zeros(batch, np.int64))).to(tap.device)
+        valid = torch.ones(batch, dtype=torch.bool, device=tap.device)
         learner.enter(base)
 
-        def step(learner: Any = learner, inputs: Any = inputs, labels: Any = labels) -> None:
-            learner.backward(inputs, labels, labels == 0, len(labels), step=0)
+        def step(learner: Any = learner, inputs: Any = inputs, targets: Any = targets, valid: Any = valid) -> None:
+            learner.backward(inputs, targets, valid, len(valid), step=0)
             learner.step(1e-6)
 
         step()  # warms up

@@ -90,9 +90,10 @@ class PackRank:
         config = load_config(self._job.config, values)
         key = share_key(config)
         shared = self.shares.of(config)
-        loss = loss_of(config, facts_of(config, self._index.classes), self._index, self._device)
+        facts = facts_of(config, self._index.classes, self.shares.problem)
+        loss = loss_of(config, facts, self._index, self._device)
         learner = shared.body.copied_learner(config, self._ranks, loss)
-        state = TrainState(facts_of(config, self._index.classes))
+        state = TrainState(facts)
         if place.commit is not None:
             files = checkpoint.verified(self._folder(place.source), place.commit)
             state = TrainState.decode(files["state.json"])

@@ -15,12 +15,14 @@ from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
 from raycnn.searching.records import RESULT, TrialRecord
 from raycnn.searching.refit import refit
+from raycnn.searching.settings import check_goal
 from raycnn.searching.summary import overview
 from raycnn.searching.trials import Trials
 from raycnn.searching.winner import Winner, keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.groups import Show
+from raycnn.training.problems import problem_of, settled
 
 
 def search(
@@ -44,6 +46,8 @@ def search(
         RaycnnError: as the search ends.
     """
     started = time.monotonic()
+    config = settled(config, problem_of(config, index))
+    check_goal(config)
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
 
     def conclude(found: list[TrialRecord], packs: list[Any]) -> tuple[list[TrialRecord], Winner | None, dict[str, Any]]:

@@ -20,15 +20,15 @@ _PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "r
 
 
 def settings_of(config: Config) -> Config:
-    """The config whose trials are compared by train.metric.
+    """The config whose trials are compared by train.metric; unless one is set, the index will tell which it is.
 
     Raises:
         ConfigError: a search that cannot run.
     """
-    metric, mode = goal(config)
-    natural = goal(load_config(config, {"search.mode": None}))[1]
-    if mode != natural:
-        raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
+    chosen = config.search.metric or ("metric" in config.train.model_fields_set and config.train.metric)
+    if chosen:
+        config = load_config(config, {"train.metric": chosen})
+        check_goal(config)
     check(config)
     if config.search.refit and config.train.patience:
         fix = "leave it out, or set search.refit: false"
@@ -36,7 +36,15 @@ def settings_of(config: Config) -> Config:
     if config.search.refit and "plateau" in _schedules(config):
         fix = "use another schedule, or set search.refit: false"
         raise ConfigError("a refit has no validation rows to see a plateau on", where="optim.schedule", fix=fix)
-    return load_config(config, {"train.metric": metric})
+    return config
+
+
+def check_goal(config: Config) -> None:
+    """ConfigError if the worse is searched for."""
+    metric, mode = goal(config)
+    natural = goal(load_config(config, {"search.mode": None}))[1]
+    if mode != natural:
+        raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
 
 
 def _schedules(config: Config) -> set[str]:

@@ -13,6 +13,7 @@ from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
 from raycnn.training.run import read_run
 from raycnn.training.start import first_commit
+from raycnn.training.state import NetworkFacts
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm", "train.ema", "train.micro_batch")
 _START: Final = ("model.name", "model.weights", "model.head", "data.image_size", "train.seed", "train.chunk")
@@ -29,13 +30,13 @@ def start_folder(config: Config) -> str:
     return f"search/start/{_digest(settings)}"
 
 
-def write_start(config: Config, run: Store, owner: str, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
+def write_start(config: Config, run: Store, owner: str, facts: NetworkFacts, say: Callable[[str], None]) -> None:
     """Commit the weights that trials of this config start from, unless they are there; workers never fetch any."""
     store = run.child(start_folder(config))
     if checkpoint.commits(store, None):
         return
     record = adopt(store, owner, lambda held: checkpoint.newest_step(store, held))
-    first_commit(config, store, record, classes, say, read_run(run))
+    first_commit(config, store, record, facts, say, read_run(run))
 
 
 def _digest(settings: dict[str, object]) -> str:

@@ -21,6 +21,7 @@ from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.feed import Feed, Task
 from raycnn.training.kept import Choice
+from raycnn.training.problems import problem_of
 from raycnn.training.ranks import Ranks
 from raycnn.training.reuse import Reuse, ReusingFeed, cache_of
 from raycnn.training.serialize import decode_weights
@@ -78,6 +79,7 @@ class Shares:
 
     def __init__(self, job: PackJob, storage: Store, index: Index, ranks: Ranks, device: torch.device) -> None:
         self._job, self._index, self._ranks, self._device = job, index, ranks, device
+        self.problem = problem_of(job.config, index)
         self._run = storage.child(job.config.run.name)
         self._cache = cache_of(job.config.cache, storage)
         self._keeping = Keeping({}, 0, 1)
@@ -131,7 +133,7 @@ class Shares:
         shared.feed.close()
 
     def _make(self, config: Config) -> Shared:
-        facts = facts_of(config, self._index.classes)
+        facts = facts_of(config, self._index.classes, self.problem)
         body = Body(config, facts, self._device)
         start = self._run.child(start_folder(config))
         commit = checkpoint.latest(start, None)

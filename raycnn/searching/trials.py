@@ -33,10 +33,12 @@ from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.due import evaluation_due
-from raycnn.training.fit import asked_to_leave, require_classes
+from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
+from raycnn.training.problems import problem_of
 from raycnn.training.run import create_run
+from raycnn.training.setup import facts_of
 from raycnn.training.worker import MAX_ATTEMPTS
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class Trials:
     first: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
+        self.problem = problem_of(self.config, self.index)
         self.metric, self.mode = goal(self.config)
         self.plan = plan_of(self.config, self.index.rows("train"))
         self.leaving = threading.Event()
@@ -81,7 +84,6 @@ class Trials:
             Preempted: asked to leave; everything is kept.
         """
         config = self.config
-        require_classes(self.index)
         create_run(config, self.store, self.index.hash, self.index.classes, "search")
         pin(self.store, config)
         with asked_to_leave() as self.leaving:
@@ -205,7 +207,8 @@ class Trials:
         return self.costs.cuts[self.costs.depths[load_config(self.config, values).model.unfreeze_text]]
 
     def _start_weights(self, config: Config) -> None:
-        write_start(config, self.store, self.lease.owner, self.index.classes, lambda line: self.show({}, [line]))
+        facts = facts_of(config, self.index.classes, self.problem)
+        write_start(config, self.store, self.lease.owner, facts, lambda line: self.show({}, [line]))
 
 
 def _progress(board: Board, stage: Stage, metric: str, mode: Mode) -> str:

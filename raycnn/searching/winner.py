@@ -82,6 +82,7 @@ def look_at_test(
         return None, None
     count_look(store)
     config = load_config(config, {"evaluate.split": "test", "train.workers": full_width(config, resources())})
-    logits_NK, labels_N, groups_N = score(config, store, commit, index, packs)
-    against = former.compare(config, index, logits_NK.argmax(1) == labels_N, packs) if former else None
-    return {"metrics": with_intervals(logits_NK, labels_N, groups_N)}, against
+    scores = score(config, store, commit, index, packs)
+    right_N = scores.problem.right(scores.outputs_NK, scores.targets_N)
+    against = former.compare(config, index, right_N, packs) if former and right_N is not None else None
+    return {"metrics": with_intervals(scores)}, against

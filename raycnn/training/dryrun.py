@@ -20,8 +20,9 @@ from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
 from raycnn.training.phases import depth_at
+from raycnn.training.problems import problem_of, settled
 from raycnn.training.ranks import Ranks
-from raycnn.training.setup import Body, facts_of
+from raycnn.training.setup import Body, facts_of, loss_of
 
 
 def dry_run(config: Config, index: Index) -> dict[str, Any]:
@@ -36,11 +37,12 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     Raises:
         ConfigError: a depth that the network does not have, workers that do not fit.
     """
+    config = settled(config, problem_of(config, index))
     rows = {split: index.rows(split) for split in ("train", "val")}
     plan = plan_of(config, rows["train"])
     total = plan.steps(config.train.epochs)
     evaluations = sum(evaluation_due(step, config.train.eval_every, plan, total) for step in range(1, total + 1))
-    learner, step_s, chunk_s = _measure(config, len(index.classes), plan)
+    learner, step_s, chunk_s = _measure(config, index, plan)
     chunks = -(-len(rows["val"]) // (config.train.chunk * config.train.workers))
     sizes = {split: pc.sum(table["length"]).as_py() or 0 for split, table in rows.items()}
     return {
@@ -59,13 +61,13 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     }
 
 
-def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, float, float]:
+def _measure(config: Config, index: Index, plan: Plan) -> tuple[Learner, float, float]:
     """A learner of one rank's size, seconds of a training step at the deepest phase, seconds of an evaluation chunk."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepare(device, config.train.threads)
-    facts = facts_of(config, tuple(map(str, range(num_classes))))
+    facts = facts_of(config, index.classes, problem_of(config, index))
     body = Body(config, facts, device)
-    learner = body.learner(config, Ranks(), None)
+    learner = body.learner(config, Ranks(), loss_of(config, facts, None, device))
     batch = config.train.global_batch // config.train.workers
 
     def inputs(count: int) -> torch.Tensor:
@@ -73,9 +75,11 @@ def _measure(config: Config, num_classes: int, plan: Plan) -> tuple[Learner, flo
         images_NHWC = to_device(np.zeros((count, side, side, 3), np.uint8), device)
         return body.prefix.taps(images_NHWC, [learner.base])[learner.base]
 
+    some = np.zeros(batch, np.int64)
+    targets = torch.from_numpy(facts.problem.targets(index.rows("train"), some)).to(device)
+
     def step() -> None:
-        labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        learner.backward(inputs(batch), labels, torch.ones(batch, dtype=torch.bool, device=device), batch, step=0)
+        learner.backward(inputs(batch), targets, torch.ones(batch, dtype=torch.bool, device=device), batch, step=0)
         learner.step(config.optim.lr)
 
     learner.enter(depth_at(plan.steps(config.train.epochs), config.model.unfreeze, plan))

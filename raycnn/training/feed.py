@@ -21,6 +21,7 @@ from raycnn.training.augmenting import DeviceViews, Mix
 from raycnn.training.clock import Clock
 from raycnn.training.losses import Mixed, Targets
 from raycnn.training.prefix import Prefix
+from raycnn.training.problems import ONE_LABEL, Problem
 from raycnn.training.ranks import Ranks
 from raycnn.training.transfer import Transfer
 
@@ -39,6 +40,7 @@ class Task:
         task_cpus: Ray CPUs of one decoding task.
         steps_per_block: steps whose images one decoding task reads.
         device_views: the rest of the random views; None: nothing.
+        problem: what is asked of the images.
     """
 
     plan: Plan
@@ -50,6 +52,7 @@ class Task:
     task_cpus: float
     steps_per_block: int
     device_views: DeviceViews | None = None
+    problem: Problem = ONE_LABEL
 
     def keys(self, step: int, limit: int) -> list[str]:
         """The first images of a step, by key."""
@@ -117,9 +120,9 @@ class Feed:
         """Let go of what it holds beside its stream: nothing."""
 
     def targets(self, batch: Batch) -> tuple[Targets, Tensor]:
-        """(labels int64[N], valid bool[N]) of a training batch, on the device."""
-        labels: npt.NDArray[np.int32] = self.task.table["label"].to_numpy()
-        picked = torch.from_numpy(labels[np.maximum(batch.rows, 0)].astype(np.int64)).to(self.device)
+        """(targets, see the problem's; valid bool[N]) of a training batch, on the device."""
+        found = self.task.problem.targets(self.task.table, np.maximum(batch.rows, 0))
+        picked = torch.from_numpy(found).to(self.device)
         valid = torch.from_numpy(batch.rows != PADDING).to(self.device)
         late = self.task.device_views
         if late is None or not late.augment.mixes or batch.step is None:

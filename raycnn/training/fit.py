@@ -11,13 +11,15 @@ from typing import Any
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan, plan_of
-from raycnn.errors import CheckpointError, DataError
+from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
+from raycnn.training.problems import problem_of, settled
 from raycnn.training.run import create_run, read_run, read_state
+from raycnn.training.setup import facts_of
 from raycnn.training.shown import read_lines
 from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
@@ -39,26 +41,21 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     Raises:
         RaycnnError: as the run ends.
     """
-    require_classes(index)
+    problem = problem_of(config, index)
+    config = settled(config, problem)
+    facts = facts_of(config, index.classes, problem)
     with asked_to_leave() as leaving:
         record = read_lease(store)
         create_run(config, store, index.hash, index.classes)
         commit = checkpoint.latest(store, record)
         if commit is None:
             _refuse_restart(store, record)
-            first_commit(config, store, record, index.classes, lambda line: show({}, [line]), read_run(store))
+            first_commit(config, store, record, facts, lambda line: show({}, [line]), read_run(store))
         plan = plan_of(config, index.rows("train"))
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:
             outcome = run_groups(config, store, index.hash, lease, leaving, show)
     return _result(config, plan, outcome)
-
-
-def require_classes(index: Index) -> None:
-    """DataError unless every row has one class."""
-    if index.kind != "class":
-        fix = "give one class per image"
-        raise DataError(f"the targets are of the kind {index.kind!r}", where=f"data.source {index.source}", fix=fix)
 
 
 def _refuse_restart(store: Store, record: LeaseRecord) -> None:

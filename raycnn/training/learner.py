@@ -109,7 +109,7 @@ class Learner:
 
         Args:
             inputs: of the suffix at `base`, one row per image.
-            labels_N: int64 class indices, or two of them.
+            labels_N: targets, as the loss takes them: int64 classes, or float; or two of them.
             valid_N: bool; rows that count.
             global_count: rows that count over all ranks.
             step: the global step; what is drawn at random (dropout) is keyed by it.

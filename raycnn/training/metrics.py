@@ -94,7 +94,7 @@ def precision_recall_f1(confusion_KK: npt.NDArray[np.int64]) -> tuple[Floats, Fl
 
 def metric_mode(name: str) -> Mode:
     """Whether more or less of a metric is better."""
-    return "min" if name in ("loss", "ece") else "max"
+    return "min" if name in ("loss", "ece", "brier", "rmse", "mae") else "max"
 
 
 def is_better(value: float | None, best: float | None, mode: Mode, min_delta: float = 0.0) -> bool:
@@ -140,12 +140,12 @@ def _auroc(logits_NK: Logits, labels_N: Labels, log_sums_N: Floats) -> float | N
     if len(present) < 2:
         return None
     if num_classes == 2:  # the margin orders rows as the probability does, and does not saturate
-        return _area(logits_NK[:, 1].astype(np.float64) - logits_NK[:, 0], labels_N == 1)
-    areas = [_area(np.exp(logits_NK[:, k] - log_sums_N), labels_N == k) for k in present]
+        return area_under_roc(logits_NK[:, 1].astype(np.float64) - logits_NK[:, 0], labels_N == 1)
+    areas = [area_under_roc(np.exp(logits_NK[:, k] - log_sums_N), labels_N == k) for k in present]
     return float(np.mean(areas))
 
 
-def _area(scores_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float:
+def area_under_roc(scores_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float:
     """P(score of a positive > score of a negative), ties counted half (Mann and Whitney, 1947)."""
     negatives = np.sort(scores_N[~positive_N])
     positives = scores_N[positive_N]
@@ -156,7 +156,11 @@ def _area(scores_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float:
 
 def _calibration_error(logits_NK: Logits, labels_N: Labels, log_sums_N: Floats) -> float:
     confidence_N = np.exp(logits_NK.max(axis=1) - log_sums_N)
-    right_N = logits_NK.argmax(axis=1) == labels_N
+    return calibration_error(confidence_N, logits_NK.argmax(axis=1) == labels_N)
+
+
+def calibration_error(confidence_N: Floats, right_N: npt.NDArray[np.bool_]) -> float:
+    """Expected calibration error: confidences against the share that is right, 15 bins of equal width."""
     bins_N = np.clip(np.ceil(confidence_N * _ECE_BINS).astype(np.int64) - 1, 0, _ECE_BINS - 1)
     gaps = np.bincount(bins_N, weights=right_N - confidence_N, minlength=_ECE_BINS)
-    return float(np.abs(gaps).sum() / len(labels_N))
+    return float(np.abs(gaps).sum() / len(right_N))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,20 +24,30 @@ from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choo
 from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
 from raycnn.training.losses import BatchLoss, one_label_loss
+from raycnn.training.losses_of_outputs import number_loss, sigmoid_loss
 from raycnn.training.phases import deepest
 from raycnn.training.prefix import Prefix
+from raycnn.training.problems import ONE_LABEL, Problem
 from raycnn.training.ranks import Ranks
 from raycnn.training.state import NetworkFacts
 
-INDEX_COLUMNS = (*COLUMNS, "label", "split")
+INDEX_COLUMNS = (*COLUMNS, "target", "split")
 """What of the manifest training needs."""
 
 
-def facts_of(config: Config, classes: tuple[str, ...]) -> NetworkFacts:
+_LOSSES: Final[Mapping[str, Callable[..., BatchLoss]]] = {
+    "single-label": one_label_loss,
+    "binary": sigmoid_loss,
+    "multi-label": sigmoid_loss,
+    "regression": number_loss,
+}
+
+
+def facts_of(config: Config, classes: tuple[str, ...], problem: Problem = ONE_LABEL) -> NetworkFacts:
     """What the config's network is, before it is built."""
     view, size = preprocessing(config.model.name), config.data.image_size
     view = view if size is None else replace(view, image_size=size)
-    return NetworkFacts(config.model.name, classes, view, config.train.chunk, config.model.head)
+    return NetworkFacts(config.model.name, classes, view, config.train.chunk, config.model.head, problem)
 
 
 class Body:
@@ -44,11 +55,12 @@ class Body:
 
     Attributes:
         module: the whole network; its weights are to be loaded.
+        facts: what it is.
     """
 
     def __init__(self, config: Config, facts: NetworkFacts, device: torch.device) -> None:
         size = facts.preprocessing.image_size
-        network = build(facts.name, len(facts.classes), seed=0, image_size=size, head=facts.head)
+        network = build(facts.name, facts.num_outputs, seed=0, image_size=size, head=facts.head)
         self.device = device
         self.stages: Stages = find(network)
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,7 +68,7 @@ class Body:
             speed_up_depthwise(self.module)
         normalize = Normalize(facts.preprocessing).to(device)
         precision = choose_precision(config.train.precision, device)
-        self._facts, self._precision = facts, precision
+        self.facts, self._precision = facts, precision
         compiled = choose_compiled(config.train.compile, DeviceFacts.of(device)) != "none"
         self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision, compiled=compiled)
 
@@ -68,7 +80,7 @@ class Body:
         """
         own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        digest = hashlib.sha256(repr((self._facts, self._precision, kind, torch.__version__)).encode())
+        digest = hashlib.sha256(repr((self.facts, self._precision, kind, torch.__version__)).encode())
         digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
         if self.prefix.compiled:
             digest.update(f"compiled by {BACKEND}".encode())
@@ -88,11 +100,13 @@ class Body:
         return Learner(network.module, stages, config, self.device, ranks, loss)
 
 
-def loss_of(config: Config, facts: NetworkFacts, index: Index, device: torch.device) -> BatchLoss:
-    """The loss that the config says, for the training rows of this index."""
-    counts_K = np.bincount(index.rows("train")["label"].to_numpy(), minlength=len(facts.classes))
-    drawn_K = draws_per_epoch(counts_K, config.data.resample)
-    return one_label_loss(config.loss, drawn_K, device)
+def loss_of(config: Config, facts: NetworkFacts, index: Index | None, device: torch.device) -> BatchLoss:
+    """The loss that the config says, for the training rows of this index; None: as if all classes had as many."""
+    problem = facts.problem
+    counts = None if index is None else problem.counts(index.rows("train"), facts.classes)
+    if counts is not None and config.data.resample != "none":
+        counts = draws_per_epoch(counts.ravel(), config.data.resample).reshape(counts.shape)
+    return _LOSSES[problem.task](config.loss, counts, device)
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:
@@ -111,4 +125,5 @@ def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float,
         task_cpus=task_cpus,
         steps_per_block=batches_per_block(plan.global_batch // world, config.data.block_steps),
         device_views=late,
+        problem=facts.problem,
     )

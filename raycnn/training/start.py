@@ -16,12 +16,11 @@ from raycnn.training import checkpoint
 from raycnn.training.recorder import Run
 from raycnn.training.run import RunFacts, find_commit, parent_of
 from raycnn.training.serialize import encode_optimizer, encode_weights
-from raycnn.training.setup import facts_of
-from raycnn.training.state import TrainState
+from raycnn.training.state import NetworkFacts, TrainState
 
 
 def first_commit(
-    config: Config, store: Store, record: LeaseRecord, classes: tuple[str, ...], say: Callable[[str], None],
+    config: Config, store: Store, record: LeaseRecord, facts: NetworkFacts, say: Callable[[str], None],
     told: RunFacts | None = None,
 ) -> None:  # fmt: skip
     """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
@@ -33,7 +32,7 @@ def first_commit(
     """
     network = build(
         config.model.name,
-        len(classes),
+        facts.num_outputs,
         seed=derive_seed(config.train.seed, "init"),
         image_size=config.data.image_size,
         head=config.model.head,
@@ -46,7 +45,6 @@ def first_commit(
     else:
         pin = config.model.weights_sha256
         say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config, told)))
-    facts = facts_of(config, classes)
     files = {
         "weights.safetensors": encode_weights(network.module.state_dict()),
         "optimizer.pt": encode_optimizer({}),

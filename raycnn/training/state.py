@@ -12,6 +12,7 @@ from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError
 from raycnn.storage.base import parse_json
 from raycnn.training.metrics import metric_mode, should_stop
+from raycnn.training.problems import ONE_LABEL, Problem, from_json
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class NetworkFacts:
     preprocessing: Preprocessing
     chunk: int
     head: HeadConfig = field(default=HeadConfig(), repr=False)  # what comes out of the prefix does not depend on it
+    problem: Problem = field(default=ONE_LABEL, repr=False)
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the network's last layer."""
+        return self.problem.num_outputs(self.classes)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class TrainState:
         network["head"] = self.network.head.model_dump(exclude_defaults=True)
         if not network["head"]:
             del network["head"]  # as states were before there were heads to choose from
+        del network["problem"]
+        if self.network.problem != ONE_LABEL:  # the only one there was at first
+            network["problem"] = self.network.problem.as_json()
         if self.micro_batch is None:
             del tree["micro_batch"]
         return json.dumps(tree, sort_keys=True, indent=1).encode()
@@ -71,12 +81,13 @@ class TrainState:
             facts = NetworkFacts(
                 network["name"], tuple(network["classes"]), Preprocessing.from_json(network["preprocessing"]),
                 network["chunk"], HeadConfig.model_validate(network.get("head", {})),
+                from_json(network.get("problem", ONE_LABEL.as_json())),
             )  # fmt: skip
             state = TrainState(
                 facts, tree["step"], tuple(tree["evaluations"]), tree["bad_rows"], tree.get("micro_batch")
             )
             texts = [facts.name, *facts.classes, *state.bad_rows.items()]
-            if not isinstance(state.step, int) or not isinstance(facts.chunk, int) or not facts.classes:
+            if not isinstance(state.step, int) or not isinstance(facts.chunk, int) or not facts.num_outputs:
                 raise ValueError("a number or the classes are missing")
             if not isinstance(state.micro_batch, int | None) or state.micro_batch == 0:
                 raise ValueError("a number of rows that is none")

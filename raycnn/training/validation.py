@@ -15,7 +15,7 @@ from raycnn.data.reader import PADDING
 from raycnn.errors import RaycnnError
 from raycnn.training.feed import Feed
 from raycnn.training.learner import Learner
-from raycnn.training.metrics import classification_metrics
+from raycnn.training.problems import Problem
 from raycnn.training.ranks import Ranks
 
 Scores = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]
@@ -23,7 +23,7 @@ Scores = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]
 
 
 def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict[str, Any]]:  # all ranks
-    """classification_metrics of each learner over all readable validation rows, on every rank; one pass feeds all."""
+    """Metrics of each learner over all readable validation rows, on every rank; one pass feeds all."""
     for learner in learners:
         if ranks.distributed and learner.config.model.batchnorm == "local":
             for buffer in learner.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
@@ -38,7 +38,7 @@ def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict
         if isinstance(scores, RaycnnError):
             raise scores
         found.append(scores)
-    return [_in_row_order(found, number, feed.task.validation) for number in range(len(learners))]
+    return [_in_row_order(found, number, feed.task.validation, feed.task.problem) for number in range(len(learners))]
 
 
 def _score(learners: Sequence[Learner], feed: Feed) -> Scores:
@@ -57,11 +57,10 @@ def _score(learners: Sequence[Learner], feed: Feed) -> Scores:
     return np.concatenate(rows), [np.concatenate(own) if own else empty for own in logits]
 
 
-def _in_row_order(found: Sequence[Scores], number: int, table: pa.Table) -> dict[str, Any]:
+def _in_row_order(found: Sequence[Scores], number: int, table: pa.Table, problem: Problem) -> dict[str, Any]:
     """Metrics over the scores of all ranks; sums run in row order, so their bits do not depend on who scored what."""
     rows = np.concatenate([rows for rows, _ in found])
     parts = [logits[number] for _, logits in found if len(logits[number])]
     logits = np.concatenate(parts or [np.zeros((0, 1), np.float32)])
     by_row = np.argsort(rows)
-    labels = table["label"].to_numpy()[rows[by_row]]
-    return dict(classification_metrics(logits[by_row], labels.astype(np.int64)))
+    return problem.measure(logits[by_row], problem.targets(table, rows[by_row]))

@@ -292,6 +292,8 @@ CHANGES = {
     "loss.class_weights": "balanced",
     "loss.name": "focal",
     "loss.focal_gamma": 1.0,
+    "loss.huber_delta": 0.5,
+    "data.task": "binary",
     "loss.effective_beta": 0.9,
     "loss.logit_adjustment": 1.0,
 }

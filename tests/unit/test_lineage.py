@@ -62,7 +62,9 @@ def begun(store: Store) -> Weights:
 
 def begin(settings: Config, classes: tuple[str, ...]) -> list[str]:
     store, told = store_of(settings), []
-    first_commit(settings, store, adopt(store, "me", lambda held: -1), classes, told.append, read_run(store))
+    first_commit(
+        settings, store, adopt(store, "me", lambda held: -1), facts_of(settings, classes), told.append, read_run(store)
+    )
     return told
 
 
@@ -133,7 +135,7 @@ def test_trials_start_from_what_their_search_is_pinned_to(tmp_path: Path) -> Non
     weights, run = trained(source, 10, 0.5), store_of(search)
     create_run(search, run, "index", CLASSES, "search")
     trained(source, 20, 0.9)
-    write_start(search, run, "me", CLASSES, lambda line: None)
+    write_start(search, run, "me", facts_of(search, CLASSES), lambda line: None)
     start = begun(run.child(start_folder(search)))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in start.items())
     create_run(search, run.child("search/trials/0000"), "index", CLASSES, told=read_run(run))

@@ -13,6 +13,7 @@ from raycnn.storage.lease import read_lease
 from raycnn.storage.local import LocalStore
 from raycnn.training import checkpoint
 from raycnn.training.serialize import decode_weights
+from raycnn.training.setup import facts_of
 
 BASE = {
     "run": {"name": "s", "storage": "/x"},
@@ -76,7 +77,7 @@ def test_a_default_is_the_same_as_that_value_written_out() -> None:
 def test_starting_weights_are_committed_once_for_all_that_start_from_them(tmp_path: Path) -> None:
     run, told = LocalStore(tmp_path), []
     for each in (config(), config(optim__lr=0.5), config(train__seed=1), config()):
-        write_start(each, run, "me", ("a", "b", "c"), told.append)
+        write_start(each, run, "me", facts_of(each, ("a", "b", "c")), told.append)
     assert len(told) == 2
     assert [f"search/start/{name}" for name in run.folders("search/start")] == sorted(
         [start_folder(config()), start_folder(config(train__seed=1))]
@@ -95,10 +96,10 @@ def test_starting_weights_are_committed_once_for_all_that_start_from_them(tmp_pa
 def test_a_start_that_was_cut_off_is_written_by_the_next_job(tmp_path: Path) -> None:
     run = LocalStore(tmp_path)
     store = run.child(start_folder(config()))
-    write_start(config(), run, "me", ("a", "b"), lambda line: None)
+    write_start(config(), run, "me", facts_of(config(), ("a", "b")), lambda line: None)
     (name,) = store.folders("checkpoints")
     store.delete([f"checkpoints/{name}/MANIFEST.json"])
-    write_start(config(), run, "you", ("a", "b"), lambda line: None)
+    write_start(config(), run, "you", facts_of(config(), ("a", "b")), lambda line: None)
     record = read_lease(store)
     assert (record.owner, record.epoch) == ("you", 2)
     assert checkpoint.latest(store, record) is not None

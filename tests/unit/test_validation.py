@@ -14,24 +14,30 @@ from raycnn.config import load_config
 from raycnn.storage.cache import Cache
 from raycnn.training import feed as feeds
 from raycnn.training.metrics import classification_metrics
+from raycnn.training.problems import Binary, MultiLabel, OneLabel, Problem, Regression
 from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body, facts_of
 from raycnn.training.validation import _in_row_order, validate
 from tests.support.feeds import CPU, World
 
 
-def test_sums_run_in_row_order_whoever_scored_the_rows() -> None:
-    random = np.random.default_rng(0)
-    logits = (random.normal(size=(300, 5)) * 10.0 ** random.integers(-3, 4, (300, 1))).astype(np.float32)
-    table = pa.table({"label": random.integers(0, 5, 300)})
-    whole = _in_row_order([(np.arange(300), [logits])], 0, table)
-    assert whole == classification_metrics(logits, table["label"].to_numpy())
+@pytest.mark.parametrize("problem", [OneLabel(), Binary(), MultiLabel(5), Regression(3.0, 0.7)])
+def test_sums_run_in_row_order_whoever_scored_the_rows(problem: Problem) -> None:
+    random, width = np.random.default_rng(0), problem.num_outputs(tuple("abcde"))
+    logits = (random.normal(size=(300, width)) * 10.0 ** random.integers(-3, 4, (300, 1))).astype(np.float32)
+    label = random.integers(0, 2 if width == 1 else 5, 300)
+    lists = [sorted(set(random.integers(0, 5, random.integers(4)).tolist())) for _ in range(300)]
+    columns = {"label": label, "value": random.normal(size=300)}
+    table = pa.table(columns | ({"labels": lists} if isinstance(problem, MultiLabel) else {}))
+    whole = _in_row_order([(np.arange(300), [logits])], 0, table, problem)
+    assert tuple(whole) == problem.metrics
+    assert whole == problem.measure(logits, problem.targets(table, np.arange(300)))
     sums = set()
     for seed in range(5):
         rows = np.random.default_rng(seed).permutation(300)
         parts: list[Any] = [(part, [logits[part]]) for part in np.array_split(rows, 3)]
-        assert _in_row_order(parts, 0, table) == whole
-        sums.add(classification_metrics(logits[rows], table["label"].to_numpy()[rows])["loss"])
+        assert _in_row_order(parts, 0, table, problem) == whole
+        sums.add(str(problem.measure(logits[rows], problem.targets(table, rows))))
     assert len(sums) > 1, "these values do not show the order of a sum"
 
 

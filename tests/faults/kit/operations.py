@@ -225,7 +225,7 @@ def both_finished(uri: str, source: str) -> None:
 def train_nothing(uri: str, source: str) -> None:
     store, config = open_store(uri), config_of(uri, source)
     create_run(config, store, "none", CLASSES)
-    first_commit(config, store, adopt(store, "me", newest_step(uri)), CLASSES, lambda line: None)
+    first_commit(config, store, adopt(store, "me", newest_step(uri)), facts_of(config, CLASSES), lambda line: None)
 
 
 def infer_here(

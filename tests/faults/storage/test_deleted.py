@@ -12,6 +12,7 @@ from raycnn.storage import open_store
 from raycnn.storage.lease import begin_group
 from raycnn.training import checkpoint, fit
 from raycnn.training.run import create_run, hold
+from raycnn.training.setup import facts_of
 from raycnn.training.start import first_commit
 from tests.faults.kit.operations import config_of
 from tests.faults.kit.scenarios import Seen
@@ -32,7 +33,7 @@ def test_all_of_them(lost: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.
     with hold(store) as lease:
         create_run(config, store, index.hash, index.classes)
         record = begin_group(store, lease.owner, lambda held: -1)
-        first_commit(config, store, record, index.classes, lambda line: None)
+        first_commit(config, store, record, facts_of(config, index.classes), lambda line: None)
         begin_group(store, lease.owner, lambda held: checkpoint.newest_step(store, held))
     if len(lost) > 1:  # nothing else is left that tells
         store.put("metrics.jsonl", b'{"step": 1, "samples": 2}\n')

@@ -1,0 +1,332 @@
+"""What is asked of an image (`data.task`), and all that follows from it but the loss; without torch.
+
+A network's outputs are its raw ones, logits_NK or a number in standard deviations; targets are what `targets` gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycnn.config import Config, load_config
+from raycnn.config.base import Metric
+from raycnn.data.manifest import Index, Kind
+from raycnn.errors import ConfigError, DataError
+from raycnn.training.metrics import NAMES, classification_metrics, details
+from raycnn.training.metrics_of_outputs import (
+    BINARY,
+    MULTI_LABEL,
+    NUMBER,
+    binary_metrics,
+    multi_label_details,
+    multi_label_metrics,
+    number_metrics,
+    two_logits,
+)
+
+Array = npt.NDArray[Any]
+Answers = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class OneLabel:
+    """Which of the classes: one logit for each.
+
+    Attributes:
+        task: its name in data.task.
+        kinds: of targets that it can have.
+        losses: by loss.name; auto is the first.
+        metrics: their names; train.metric is the first unless it is set.
+        intervals: metrics whose intervals are told.
+        share: the one that is the share of rows that are right.
+        columns: of predictions, by name.
+    """
+
+    task: ClassVar[str] = "single-label"
+    kinds: ClassVar[tuple[Kind, ...]] = ("class",)
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "mse")
+    metrics: ClassVar[tuple[str, ...]] = NAMES
+    intervals: ClassVar[tuple[str, ...]] = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+    share: ClassVar[str | None] = "accuracy"
+    columns: ClassVar[Mapping[str, pa.DataType]] = {"label": pa.string(), "probabilities": pa.list_(pa.float32())}
+
+    def num_outputs(self, classes: Sequence[str]) -> int:
+        """Width of the network's last layer."""
+        return len(classes)
+
+    def targets(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Array:
+        """Of these rows of a manifest: int64[N], the class."""
+        return np.asarray(table["label"].to_numpy()[rows].astype(np.int64))
+
+    def counts(self, table: pa.Table, classes: Sequence[str]) -> Array | None:
+        """int64[K], rows of each class."""
+        return np.bincount(table["label"].to_numpy(), minlength=len(classes))
+
+    def measure(self, outputs_NK: Array, targets_N: Array) -> dict[str, float | None]:
+        """All `metrics`; None where one does not apply."""
+        return classification_metrics(outputs_NK, targets_N)
+
+    def details(self, outputs_NK: Array, targets_N: Array, classes: Sequence[str]) -> dict[str, Any]:
+        """The metrics class by class, see raycnn.training.metrics.details."""
+        return details(outputs_NK, targets_N, classes)
+
+    def right(self, outputs_NK: Array, targets_N: Array) -> npt.NDArray[np.bool_] | None:
+        """Which rows are right; None where right and wrong say nothing."""
+        return np.asarray(outputs_NK.argmax(1) == targets_N)
+
+    def probabilities(self, outputs_NK: Array) -> npt.NDArray[np.float64]:
+        """Of each class, float64[N, K]."""
+        shifted = outputs_NK.astype(np.float64) - outputs_NK.max(1, keepdims=True)
+        return np.asarray(np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True))
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+        """The predictions' `columns`, a value for each row."""
+        labels = [classes[k] for k in outputs_NK.argmax(1)]
+        return {"label": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+
+    def named(self, outputs_NK: Array, classes: Sequence[str]) -> list[dict[str, float]]:
+        """What each row's outputs say, by name: the probability of each class."""
+        return [dict(zip(classes, row, strict=True)) for row in self.probabilities(outputs_NK).tolist()]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `from_json`."""
+        return {"task": self.task, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Binary(OneLabel):
+    """Which of two classes: one logit, of the second one; what is told is as of one label of two."""
+
+    task = "binary"
+    losses = ("bce", "focal")
+    metrics = BINARY
+    intervals = ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision")
+
+    def num_outputs(self, classes: Sequence[str]) -> int:
+        """One."""
+        return 1
+
+    def targets(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Array:
+        """float32[N, 1], 1 for the second class."""
+        return super().targets(table, rows).astype(np.float32)[:, None]
+
+    def counts(self, table: pa.Table, classes: Sequence[str]) -> Array | None:
+        """int64[1, 2], rows of each class."""
+        return np.bincount(table["label"].to_numpy(), minlength=2)[None]
+
+    def measure(self, outputs_NK: Array, targets_N: Array) -> dict[str, float | None]:
+        """All `metrics`."""
+        return binary_metrics(outputs_NK, targets_N)
+
+    def details(self, outputs_NK: Array, targets_N: Array, classes: Sequence[str]) -> dict[str, Any]:
+        """As of one label."""
+        return details(two_logits(outputs_NK), targets_N[:, 0].astype(np.int64), classes)
+
+    def right(self, outputs_NK: Array, targets_N: Array) -> npt.NDArray[np.bool_] | None:
+        """Which rows are."""
+        return np.asarray((outputs_NK > 0)[:, 0] == (targets_N > 0.5)[:, 0])
+
+    def probabilities(self, outputs_NK: Array) -> npt.NDArray[np.float64]:
+        """Of both classes, float64[N, 2]."""
+        return super().probabilities(two_logits(outputs_NK))
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+        """As of one label."""
+        labels = [classes[int(yes)] for yes in outputs_NK[:, 0] > 0]
+        return {"label": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+
+
+@dataclass(frozen=True)
+class MultiLabel(OneLabel):
+    """Each of the classes or not: one logit for each.
+
+    Args:
+        num_classes: K.
+    """
+
+    task = "multi-label"
+    kinds = ("classes", "class")
+    losses = ("bce", "focal")
+    metrics = MULTI_LABEL
+    intervals = ("map", "micro_f1", "macro_f1", "subset_accuracy")
+    share = "subset_accuracy"
+    columns: ClassVar[Mapping[str, pa.DataType]] = {
+        "labels": pa.list_(pa.string()),
+        "probabilities": pa.list_(pa.float32()),
+    }
+
+    num_classes: int = 0
+
+    def targets(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Array:
+        """float32[N, K], 1 where the row has the class."""
+        targets_NK = np.zeros((len(rows), self.num_classes), np.float32)
+        if "labels" not in table.column_names:
+            targets_NK[np.arange(len(rows)), table["label"].to_numpy()[rows]] = 1
+            return targets_NK
+        lists = table["labels"].take(pa.array(rows))
+        lengths = pc.list_value_length(lists).to_numpy()
+        targets_NK[np.repeat(np.arange(len(rows)), lengths), pc.list_flatten(lists).to_numpy()] = 1
+        return targets_NK
+
+    def counts(self, table: pa.Table, classes: Sequence[str]) -> Array | None:
+        """int64[K, 2], rows that do not have the class, and those that do."""
+        labels = pc.list_flatten(table["labels"]) if "labels" in table.column_names else table["label"]
+        have_K = np.bincount(labels.to_numpy(), minlength=self.num_classes)
+        return np.stack([len(table) - have_K, have_K], axis=1)
+
+    def measure(self, outputs_NK: Array, targets_N: Array) -> dict[str, float | None]:
+        """All `metrics`."""
+        return multi_label_metrics(outputs_NK, targets_N)
+
+    def details(self, outputs_NK: Array, targets_N: Array, classes: Sequence[str]) -> dict[str, Any]:
+        """The metrics class by class."""
+        return multi_label_details(outputs_NK, targets_N, classes)
+
+    def right(self, outputs_NK: Array, targets_N: Array) -> npt.NDArray[np.bool_] | None:
+        """Which rows have every answer right."""
+        return np.asarray(((outputs_NK > 0) == (targets_N > 0.5)).all(1))
+
+    def probabilities(self, outputs_NK: Array) -> npt.NDArray[np.float64]:
+        """Of each class by itself, float64[N, K]."""
+        return np.asarray(np.exp(-np.logaddexp(0, -outputs_NK.astype(np.float64))))
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+        """The classes that a row has, and all probabilities."""
+        labels = [[classes[k] for k in np.flatnonzero(row).tolist()] for row in outputs_NK > 0]
+        return {"labels": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+
+
+@dataclass(frozen=True)
+class Regression(OneLabel):
+    """A number: one output, in standard deviations from the mean of the training rows' targets.
+
+    Args:
+        mean: of the training rows' targets.
+        spread: their standard deviation, 1 where there is none.
+    """
+
+    task = "regression"
+    kinds = ("number",)
+    losses = ("mse", "l1", "huber")
+    metrics = NUMBER
+    intervals = ("rmse", "mae", "r2")
+    share = None
+    columns: ClassVar[Mapping[str, pa.DataType]] = {"value": pa.float64()}
+
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def num_outputs(self, classes: Sequence[str]) -> int:
+        """One."""
+        return 1
+
+    def targets(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Array:
+        """float64[N], in standard deviations from the mean."""
+        return np.asarray((table["value"].to_numpy()[rows] - self.mean) / self.spread)
+
+    def counts(self, table: pa.Table, classes: Sequence[str]) -> Array | None:
+        """None."""
+        return None
+
+    def measure(self, outputs_NK: Array, targets_N: Array) -> dict[str, float | None]:
+        """All `metrics`."""
+        return number_metrics(self._values(outputs_NK), targets_N * self.spread + self.mean, self.spread)
+
+    def details(self, outputs_NK: Array, targets_N: Array, classes: Sequence[str]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def right(self, outputs_NK: Array, targets_N: Array) -> npt.NDArray[np.bool_] | None:
+        """None."""
+        return None
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+        """The number."""
+        return {"value": self._values(outputs_NK).tolist()}
+
+    def named(self, outputs_NK: Array, classes: Sequence[str]) -> list[dict[str, float]]:
+        """{value: the number}."""
+        return [{"value": value} for value in self._values(outputs_NK).tolist()]
+
+    def _values(self, outputs_N1: Array) -> npt.NDArray[np.float64]:
+        return np.asarray(outputs_N1[:, 0].astype(np.float64) * self.spread + self.mean)
+
+
+Problem = OneLabel
+"""Any of them."""
+
+ONE_LABEL: Final = OneLabel()
+_PROBLEMS: Final = {problem.task: problem for problem in (OneLabel, Binary, MultiLabel, Regression)}
+_AUTO: Final[Mapping[Kind, type[Problem]]] = {"class": OneLabel, "classes": MultiLabel, "number": Regression}
+_WORDS: Final[Mapping[Kind, str]] = {"class": "one class each", "classes": "lists of classes", "number": "numbers"}
+
+
+def from_json(tree: Mapping[str, Any]) -> Problem:
+    """The inverse of `as_json`; LookupError, TypeError or ValueError for anything else."""
+    rest = dict(tree)
+    made = _PROBLEMS[rest.pop("task")]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in rest.values()):
+        raise ValueError("not the numbers of a task")
+    return made(**rest)
+
+
+def problem_of(config: Config, index: Index) -> Problem:
+    """What `data.task` asks of the images of an index; auto: what its labels are.
+
+    Raises:
+        DataError: the labels cannot be used for it.
+    """
+    problem = of_labels(config.data.task, index.kind, index.classes)
+    if not isinstance(problem, Regression):
+        return problem
+    values = index.rows("train")["value"].to_pylist()  # summed exactly: in any order, on any machine
+    mean = math.fsum(values) / max(len(values), 1)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(len(values), 1))
+    return Regression(mean, spread or 1.0)
+
+
+def of_labels(task: str, kind: Kind, classes: Sequence[str]) -> Problem:
+    """`problem_of` labels of this kind, numbers in their own unit."""
+    made = _AUTO[kind] if task == "auto" else _PROBLEMS[task]
+    if kind not in made.kinds:
+        needed = " or ".join(_WORDS[each] for each in made.kinds)
+        what = f"the labels are {_WORDS[kind]}, and {task} needs {needed}"
+        raise DataError(what, where="data.task", fix="leave data.task out, or give other labels")
+    if made is Binary and len(classes) != 2:
+        fix = "leave data.task out, or give two classes"
+        raise DataError(f"binary needs two classes, and there are {len(classes)}", where="data.task", fix=fix)
+    return MultiLabel(len(classes)) if made is MultiLabel else made()
+
+
+def settled(config: Config, problem: Problem) -> Config:
+    """The config with the metric of this problem, unless train.metric is set.
+
+    Raises:
+        ConfigError: a metric or a loss of other problems.
+    """
+    if "metric" not in config.train.model_fields_set and config.train.metric not in problem.metrics:
+        config = load_config(config, {"train.metric": problem.metrics[0]})
+    for where, name in (("train.metric", config.train.metric), ("search.metric", config.search.metric)):
+        if name and name not in problem.metrics:
+            fix = f"use {', '.join(name for name in problem.metrics if name in get_args(Metric))}"
+            raise ConfigError(f"{name} is no metric of {problem.task} targets", where=where, fix=fix)
+    space = config.search.space.get("loss.name")
+    names = [config.loss.name, *((space.choice or space.grid or ()) if space else ())]
+    if others := [name for name in names if name not in ("auto", *problem.losses)]:
+        fix = f"use {', '.join(problem.losses)}"
+        raise ConfigError(f"{others[0]} is no loss of {problem.task} targets", where="loss.name", fix=fix)
+    of_classes = config.loss.label_smoothing or config.loss.logit_adjustment or config.loss.class_weights != "none"
+    if isinstance(problem, Regression) and of_classes:
+        fix = "leave label_smoothing, class_weights and logit_adjustment out"
+        raise ConfigError("numbers have no classes", where="loss", fix=fix)
+    if config.data.resample != "none" and "class" not in problem.kinds[:1]:
+        what = f"{problem.task} targets have no one class to draw by"
+        raise ConfigError(what, where="data.resample", fix="leave it out")
+    return config
