@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench growth peers gpu-check format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes demo bench growth peers gpu-check format clean
 
 install: .venv/.installed
 
@@ -16,7 +16,7 @@ test: install
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target ray others
 
 others:
-	nice -n 19 $(MAKE) --no-print-directory --jobs=1 check quick s3 faults zoo
+	nice -n 19 $(MAKE) --no-print-directory --jobs=1 check quick s3 faults zoo recipes
 
 check: install
 	$(BIN)/ruff check .
@@ -36,7 +36,7 @@ faults: install
 	$(PYTEST) tests/faults -m 'not slow'
 
 slow: install
-	$(PYTEST) tests --ignore=tests/faults --ignore=tests/load -m slow
+	$(PYTEST) tests --ignore=tests/faults --ignore=tests/load --ignore=tests/recipes -m slow
 
 # Every fault, half an hour; ends with a table of them.
 test-faults: install
@@ -53,13 +53,20 @@ nemesis: install
 zoo: install
 	$(PYTEST) tests/zoo
 
+recipes: install
+	$(PYTEST) tests/recipes -m 'not slow'
+
+# Every recipe of jobs/recipes to its expected result.
+test-recipes: install
+	$(PYTEST) tests/recipes
+
 demo: install
 	$(BIN)/python -m raycnn.demo
 
 bench: install peers
 	$(BIN)/python -m tests.bench
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo demo bench growth peers gpu-check format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes demo bench growth peers gpu-check format clean
 
 # What the bench compares with, beside .venv and on top of it.
 peers: .venv-peers/.installed

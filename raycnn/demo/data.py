@@ -1,4 +1,4 @@
-"""The demo's images: photographs of 2,624 solar cells, fetched at run time and never part of the project."""
+"""What the package index has of images: fetched at run time, never part of the project; the demo's solar cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,31 +21,42 @@ LICENCE: Final = (
 )
 """To be shown to the user before `fetch`."""
 
-WHEEL: Final = "elpv_dataset-1.0.0.post1-py3-none-any.whl"
-SHA256: Final = "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c"
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel by its file name, and its sha256."""
+
+    wheel: str
+    sha256: str
+
+
+ELPV: Final = Package(
+    "elpv_dataset-1.0.0.post1-py3-none-any.whl", "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c"
+)
 
 _FOLDER: Final = "elpv_dataset/data/"
 _THREADS: Final = 8
 
 
-def fetch(cache: Path) -> Path:
-    """The wheel with the images, from the folder `cache` or, the first time, from the package index by pip.
+def fetch(cache: Path, package: Package | None = None) -> Path:
+    """The wheel (of ELPV) from the folder `cache` or, the first time, from the package index by pip; not installed.
 
     Raises:
         StorageError: pip cannot get it, or it is not the expected file.
     """
-    wheel = cache / WHEEL
-    if wheel.exists() and _sha256(wheel) == SHA256:
+    package = package or ELPV
+    wheel = cache / package.wheel
+    if wheel.exists() and _sha256(wheel) == package.sha256:
         return wheel
     wheel.unlink(missing_ok=True)  # cut short or changed
-    name, version = WHEEL.split("-")[:2]
+    name, version = package.wheel.split("-")[:2]
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(cache), f"{name.replace('_', '-')}=={version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise StorageError(f"pip download failed: {reason}", where=command[-1], fix="check the package index")
-    if not wheel.exists() or _sha256(wheel) != SHA256:
+    if not wheel.exists() or _sha256(wheel) != package.sha256:
         raise StorageError("not the expected file", where=str(wheel), fix="check the package index, then retry")
     return wheel
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
     _make_wheel(
-        folder / data.WHEEL,
+        folder / data.ELPV.wheel,
         "images/a.png 1.0 mono\nimages/b.png  0.3333333333333333 poly\nimages/c.png 0.0 mono\n",
     )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setattr(data, "SHA256", hashlib.sha256((folder / data.WHEEL).read_bytes()).hexdigest())
+    digest = hashlib.sha256((folder / data.ELPV.wheel).read_bytes()).hexdigest()
+    monkeypatch.setattr(data, "ELPV", replace(data.ELPV, sha256=digest))
     return folder
 
 
@@ -60,12 +62,12 @@ def test_a_cached_wheel_is_fetched_again_only_when_it_changed(index: Path, tmp_p
     good = wheel.read_bytes()
     wheel.write_bytes(good[:-10])
     assert data.fetch(tmp_path).read_bytes() == good
-    (index / data.WHEEL).unlink()
+    (index / data.ELPV.wheel).unlink()
     assert data.fetch(tmp_path) == wheel
 
 
 def test_another_wheel_of_that_name_is_refused(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "SHA256", "0" * 64)
+    monkeypatch.setattr(data, "ELPV", replace(data.ELPV, sha256="0" * 64))
     with pytest.raises(StorageError, match="not the expected file"):
         data.fetch(tmp_path)
 
@@ -79,7 +81,7 @@ def test_an_index_without_it_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_label_of_another_form_is_named(tmp_path: Path) -> None:
-    wheel = tmp_path / data.WHEEL
+    wheel = tmp_path / data.ELPV.wheel
     _make_wheel(wheel, "images/a.png 1.0 mono\nimages/b.png mono\n")
     with pytest.raises(DataError, match="line 2"):
         list(data.cells(wheel))
