@@ -156,6 +156,11 @@ def _for_people(verb: str, result: Any) -> str:
         from raycnn.searching.report import render as render_search
 
         return render_search(result)
+    if verb == "train":
+        from raycnn.results.report import render_curves
+
+        curves = render_curves(result.pop("curves"))
+        return "\n\n".join(filter(None, (_for_people("", result), curves)))
     if isinstance(result, list):
         return "\n".join("  ".join(f"{key} {_short(value)}" for key, value in row.items()) for row in result)
     width = max(len(key) for key in result)

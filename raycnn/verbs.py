@@ -63,7 +63,8 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
 
     Returns:
         {run, status: finished | stopped_early | preempted, epochs, steps, resumed_from, best: {step, metrics},
-        checkpoint, seconds: {phase: s}, images_per_second}
+        checkpoint, seconds: {phase: s}, images_per_second, curves: [{epoch, train_loss, val_loss, gap}],
+        advice: what the curves say of the settings, or None}
 
     Raises:
         RaycnnError: see raycnn.errors for each kind.

@@ -9,6 +9,8 @@ from typing import Any
 _WIDTH = 100
 _MAX_CLASSES = 20
 _MAX_NAME = 28
+_CURVE_ENDS = 6
+_LOSSES = ("train_loss", "val_loss", "gap")
 _TITLES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
@@ -61,6 +63,16 @@ def render(
     if seconds:
         parts.append(table([["phase", "seconds"], *([printable(k), f"{v:.1f}"] for k, v in seconds.items())]))
     return "\n\n".join(parts)
+
+
+def render_curves(curves: Sequence[Mapping[str, float | None]]) -> str:
+    """Training and validation loss by epoch, {epoch, train_loss, val_loss, gap} each; of many the first and last."""
+    if not curves:
+        return ""
+    lines = [[f"{point['epoch']:g}", *(number(point[key]) for key in _LOSSES)] for point in curves]
+    if len(lines) > 2 * _CURVE_ENDS:
+        lines[_CURVE_ENDS:-_CURVE_ENDS] = [["..."] * 4]
+    return table([["epoch", "training loss", "validation loss", "gap"], *lines])
 
 
 def metrics_table(metrics: Mapping[str, Any], beside: Mapping[str, Mapping[str, float | None]]) -> str:

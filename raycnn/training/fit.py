@@ -15,6 +15,7 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
+from raycnn.training.curves import points_of, summary
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
 from raycnn.training.problems import problem_of, settled
@@ -36,7 +37,8 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         show: called several times a second with the newest progress and new log lines.
 
     Returns:
-        {run, status, epochs, steps, resumed_from, best, checkpoint, seconds, images_per_second}
+        {run, status, epochs, steps, resumed_from, best, checkpoint, seconds, images_per_second,
+        curves: [{epoch, train_loss, val_loss, gap}], advice}
 
     Raises:
         RaycnnError: as the run ends.
@@ -55,7 +57,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:
             outcome = run_groups(config, store, index.hash, lease, leaving, show)
-    return _result(config, plan, outcome)
+    return _result(config, plan, outcome) | summary(points_of(read_lines(store), plan), config)
 
 
 def _refuse_restart(store: Store, record: LeaseRecord) -> None:
