@@ -109,6 +109,9 @@ class ModelConfig(Section):
     head: HeadConfig = HeadConfig()
     batchnorm: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of the BatchNorm layers that train: frozen at the pretrained ones, per rank, or over all ranks."""
+    recalibrate: Annotated[str, Field(min_length=1), LATER] = "none"
+    """Before step 0 take all BatchNorm layers' statistics anew, from one pass over images: none | train (the training
+    rows) | a folder, bucket prefix or manifest of images without labels, e.g. of the domain that is to be predicted."""
 
     @property
     def unfreeze_text(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from raycnn.config import Config, hashed, identity
+from raycnn.data.manifest import Index
 from raycnn.storage import Store
 from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
@@ -16,7 +17,15 @@ from raycnn.training.start import first_commit
 from raycnn.training.state import NetworkFacts
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm", "train.ema", "train.micro_batch")
-_START: Final = ("model.name", "model.weights", "model.head", "data.image_size", "train.seed", "train.chunk")
+_START: Final = (
+    "model.name",
+    "model.weights",
+    "model.head",
+    "model.recalibrate",
+    "data.image_size",
+    "train.seed",
+    "train.chunk",
+)
 
 
 def share_key(config: Config) -> str:
@@ -30,13 +39,16 @@ def start_folder(config: Config) -> str:
     return f"search/start/{_digest(settings)}"
 
 
-def write_start(config: Config, run: Store, owner: str, facts: NetworkFacts, say: Callable[[str], None]) -> None:
+def write_start(
+    config: Config, run: Store, owner: str, facts: NetworkFacts, say: Callable[[str], None],
+    index: Index | None = None,
+) -> None:  # fmt: skip
     """Commit the weights that trials of this config start from, unless they are there; workers never fetch any."""
     store = run.child(start_folder(config))
     if checkpoint.commits(store, None):
         return
     record = adopt(store, owner, lambda held: checkpoint.newest_step(store, held))
-    first_commit(config, store, record, facts, say, read_run(run))
+    first_commit(config, store, record, facts, say, read_run(run), index)
 
 
 def _digest(settings: dict[str, object]) -> str:

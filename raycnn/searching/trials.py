@@ -208,7 +208,7 @@ class Trials:
 
     def _start_weights(self, config: Config) -> None:
         facts = facts_of(config, self.index.classes, self.problem)
-        write_start(config, self.store, self.lease.owner, facts, lambda line: self.show({}, [line]))
+        write_start(config, self.store, self.lease.owner, facts, lambda line: self.show({}, [line]), self.index)
 
 
 def _progress(board: Board, stage: Stage, metric: str, mode: Mode) -> str:

@@ -52,7 +52,8 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         commit = checkpoint.latest(store, record)
         if commit is None:
             _refuse_restart(store, record)
-            first_commit(config, store, record, facts, lambda line: show({}, [line]), read_run(store))
+            told = read_run(store)
+            first_commit(config, store, record, facts, lambda line: show({}, [line]), told, index)
         plan = plan_of(config, index.rows("train"))
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:

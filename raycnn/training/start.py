@@ -8,11 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raycnn.config import Config
 from raycnn.data.keyed import derive_seed
+from raycnn.data.manifest import Index
 from raycnn.models.weights import load_pretrained
 from raycnn.models.zoo import build
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord
 from raycnn.training import checkpoint
+from raycnn.training.recalibrate import recalibrate
 from raycnn.training.recorder import Run
 from raycnn.training.run import RunFacts, find_commit, parent_of
 from raycnn.training.serialize import encode_optimizer, encode_weights
@@ -21,7 +23,7 @@ from raycnn.training.state import NetworkFacts, TrainState
 
 def first_commit(
     config: Config, store: Store, record: LeaseRecord, facts: NetworkFacts, say: Callable[[str], None],
-    told: RunFacts | None = None,
+    told: RunFacts | None = None, index: Index | None = None,
 ) -> None:  # fmt: skip
     """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
 
@@ -29,6 +31,7 @@ def first_commit(
 
     Args:
         told: facts of the run or search, which pin the checkpoint of another run that it starts from.
+        index: whose rows model.recalibrate looks at.
     """
     network = build(
         config.model.name,
@@ -45,6 +48,9 @@ def first_commit(
     else:
         pin = config.model.weights_sha256
         say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config, told)))
+    if config.model.recalibrate != "none":
+        assert index is not None
+        recalibrate(network.module, config, facts, index, say)
     files = {
         "weights.safetensors": encode_weights(network.module.state_dict()),
         "optimizer.pt": encode_optimizer({}),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raycnn.errors import ConfigError
-from raycnn.models.batchnorm import set_mode, synchronise
+from raycnn.models.batchnorm import batch_statistics, set_mode, set_statistics, synchronise, with_statistics
 from raycnn.models.stages import Split, find
 from raycnn.models.zoo import build
 
@@ -84,3 +84,31 @@ def test_synchronised_layers_share_the_networks_tensors(name: str) -> None:
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
     torch.testing.assert_close(suffix.eval()(features), logits)  # in eval mode they need no process group
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_statistics_of_some_batches_are_those_of_torch_s_own_cumulative_average(name: str) -> None:
+    batches = [torch.randn(8, 3, 64, 64) * scale for scale in (0.5, 1, 2)]
+    ours, reference = (build(name, 5, seed=0).module for _ in range(2))
+    found = torch.stack([batch_statistics(ours, images) for images in batches])
+    set_statistics(ours, found.double().mean(0), len(batches))
+    reference.eval()
+    for layer in with_statistics(reference):
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None
+    with torch.no_grad():
+        for images in batches:
+            reference(images)
+    expected = reference.state_dict()
+    assert len(with_statistics(ours)) > 10
+    for path, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, expected[path], msg=path)
+
+
+def test_statistics_of_a_batch_know_nothing_of_the_one_before() -> None:
+    module = build(NETWORKS[0], 5, seed=0).module
+    images = torch.randn(2, 4, 3, 64, 64)
+    first = batch_statistics(module, images[0])
+    batch_statistics(module, images[1])
+    assert torch.equal(batch_statistics(module, images[0]), first)

@@ -275,6 +275,7 @@ CHANGES = {
     "model.weights": "none",
     "model.unfreeze": 1,
     "model.batchnorm": "local",
+    "model.recalibrate": "train",
     "model.head.kind": "mlp",
     "model.head.width": 64,
     "model.head.dropout": 0.5,

@@ -50,6 +50,7 @@ def config(**changes: Any) -> Config:
         ("augment__crop_scale", None, False, True),
         ("data__val_fraction", 0.2, False, True),
         ("model__head__kind", "mlp", False, False),
+        ("model__recalibrate", "train", False, False),
         ("model__head__dropout", 0.5, False, False),
         ("train__seed", 1, False, False),
         ("train__chunk", 16, False, False),
