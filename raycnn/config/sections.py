@@ -245,9 +245,10 @@ class TrainConfig(Section):
     """Smallest change of train.metric that counts as better for train.patience."""
     log_every: Annotated[int, Field(ge=1), OPERATIONAL] = 10
     """Steps between lines of metrics.jsonl."""
-    reuse: Annotated[Literal["auto", "none", "activations", "pixels"], OPERATIONAL] = "auto"
+    reuse: Annotated[Literal["auto", "none", "activations", "pixels", "bytes"], OPERATIONAL] = "auto"
     """What of an image the node's cache keeps for later epochs: what comes out of the frozen part, where every epoch
-    sees the same views; decoded pixels, where only flips, erasing and mixing vary; auto: the first that fits."""
+    sees the same views; decoded pixels, where only flips, erasing and mixing vary; bytes as they were fetched, with any
+    views; auto: the first that fits, bytes only from a store."""
     keep: Annotated[int, Field(ge=1), OPERATIONAL] = 2
     """Newest checkpoints kept beside the best one."""
 

@@ -123,6 +123,7 @@ class Batch:
 
     rows holds the row ids, PADDING where a place is empty or its image could not be read; failures says which and why.
     fetch_s and decode_s are the seconds that a task took for it. step is that of the plan; None: to be validated on.
+    cached is of how many images a node had the bytes.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
@@ -131,6 +132,7 @@ class Batch:
     fetch_s: float = 0.0
     decode_s: float = 0.0
     step: int | None = None
+    cached: float = 0.0
 
 
 def batches_per_block(batch_rows: int, wanted: int | None = None) -> int:
@@ -139,7 +141,7 @@ def batches_per_block(batch_rows: int, wanted: int | None = None) -> int:
 
 
 def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float, first: int, last: int) -> Any:
-    """A ray.data.Dataset of the decoded blocks [first, last): columns image, row, reason, one Ray block each."""
+    """A ray.data.Dataset of the decoded blocks [first, last): one Ray block each; see `batches_of`."""
     import ray
 
     table_ref = ray.put(table)
@@ -159,6 +161,7 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
             "error": np.array([error] * len(rows), dtype=np.str_),
             "fetch_s": np.full(len(rows), read.fetch_s / len(rows)),
             "decode_s": np.full(len(rows), read.decode_s / len(rows)),
+            "cached": np.full(len(rows), read.kept / len(rows)),
         }
 
     # not range or from_arrow, whose tasks take a whole CPU each and wait for ever where less is free
@@ -234,7 +237,8 @@ def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batc
         if failures:
             rows = rows.copy()
             rows[failed] = PADDING
-        yield Batch(got["image"], rows, failures, float(got["fetch_s"].sum()), float(got["decode_s"].sum()))
+        told: dict[str, Any] = {name: float(got[name].sum()) for name in ("fetch_s", "decode_s", "cached")}
+        yield Batch(got["image"], rows, failures, **told)
 
 
 def _batches_of(order: Order, first: int, last: int) -> Iterator[Int64s]:

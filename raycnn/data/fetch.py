@@ -22,7 +22,12 @@ Read = Callable[[], bytes]
 
 def threads_for(source: str, wanted: int | None) -> int:
     """How many objects a task reads at the same time: what is wanted, or what suits the kind of source."""
-    return wanted or (_OF_A_DIRECTORY if isinstance(open_images(source), LocalStore) else _OF_A_STORE)
+    return wanted or (_OF_A_STORE if is_remote(source) else _OF_A_DIRECTORY)
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is no directory."""
+    return not isinstance(open_images(source), LocalStore)
 
 
 def read_image(

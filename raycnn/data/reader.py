@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from raycnn.config import AugmentConfig, DataConfig
 from raycnn.data.decode import BadImage, Limits, decode
 from raycnn.data.draws import NUM_DRAWS
 from raycnn.data.fetch import read_image, threads_for
+from raycnn.data.keeping import Keeper, Kept
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.rowgroups import open_rows
 from raycnn.data.transforms import Preprocessing, eval_view, train_view
@@ -46,12 +47,14 @@ class Images:
         reasons: per row why it could not be read, "" where it could.
         fetch_s: seconds of the reading in which decoding waited for bytes.
         decode_s: the other seconds of it.
+        kept: rows whose bytes this node had.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
     reasons: list[str]
     fetch_s: float
     decode_s: float
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class ImageReader:
         fetch_threads: objects read from the store at the same time.
         augment: random views; None: the evaluation view.
         seed: the run's seed, for the random views.
+        keeper: keeps the bytes of the rows of the one table that is read; None: they are fetched each time.
     """
 
     source: str
@@ -73,6 +77,7 @@ class ImageReader:
     fetch_threads: int = 16
     augment: AugmentConfig | None = None
     seed: int = 0
+    keeper: Keeper | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, data: DataConfig, source: str, preprocessing: Preprocessing, **view: Any) -> ImageReader:
@@ -95,10 +100,11 @@ class ImageReader:
         hashes = picked["key_hash"].to_numpy().astype(np.uint64)
         draws = uniforms(derive_seed(self.seed, "augment"), epochs[places], hashes, NUM_DRAWS)
         reasons = [""] * len(rows)
+        kept = self.keeper.open(table) if self.keeper else None
 
         def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
             try:
-                _, image = open_row(self.source, row, self.limits, decoders)
+                image = self._image(int(rows[place]), row, kept, decoders)
                 with decoders():
                     images_NHWC[place] = self._view(image, draws_of_row)
             except (ObjectNotFound, ObjectDamaged, BadImage) as error:
@@ -109,7 +115,16 @@ class ImageReader:
             list(pool.map(fill, places[order], picked.take(order).to_pylist(), draws[order]))
         total_s = time.perf_counter() - start
         decode_s = min(decoders.busy_s / decoders.number, total_s)
-        return Images(images_NHWC, reasons, total_s - decode_s, decode_s)
+        return Images(images_NHWC, reasons, total_s - decode_s, decode_s, kept.hits if kept else 0)
+
+    def _image(self, number: int, row: dict[str, Any], kept: Kept | None, decoders: _Decoders) -> Image.Image:
+        if kept is not None and (data := kept.get(number, row["sha256"])) is not None:
+            with decoders():
+                return decode(data, self.limits)
+        data, image = open_row(self.source, row, self.limits, decoders)
+        if kept is not None:
+            kept.put(number, data)
+        return image
 
     def _view(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
         if self.augment is None:

@@ -20,6 +20,7 @@ from raycnn.training import checkpoint
 from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.feed import Feed, Task
+from raycnn.training.filling import keeping_bytes
 from raycnn.training.kept import Choice
 from raycnn.training.problems import problem_of
 from raycnn.training.ranks import Ranks
@@ -149,6 +150,7 @@ class Shares:
     def _feed(self, body: Body, task: Task, total: int) -> Feed:
         choices = self._keeping.choices
         if all(choice == "share" for choice in choices.values()):
+            task = keeping_bytes(task, self._job.config) if choices else task  # nothing else is to be kept then
             return Feed(task, body.prefix, self._device, self._ranks, total)
         reuse = Reuse(self._cache, self._job.owner, choices, self._keeping.turn, self._keeping.turns)
         identity = {depth: body.identity(depth) for depth in choices}

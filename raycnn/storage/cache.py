@@ -1,11 +1,12 @@
-"""Rows of numbers kept on a node: computed once, read by all its processes and by the next search.
+"""Rows of numbers, and bytes of images, kept on a node: had once, read by all its processes and by the next run.
 
     FOLDER/raycnn-cache-UID/lock      held while a table is opened, fetched or evicted, never while rows are read or put
     FOLDER/raycnn-cache-UID/turns     a byte of it is locked by the process that computes what the byte stands for
-    FOLDER/raycnn-cache-UID/TABLE/    TABLE is the sha256 of name, shape and dtype
+    FOLDER/raycnn-cache-UID/TABLE/    TABLE is the sha256 of name, shape and dtype, or of a set of byte strings
         keys                          32 bytes a slot: whose row it holds; replaced by rename, and only ever longer
         rows                          the bytes of the rows, slot by slot, allocated in advance
-        marks                         uint64[slots]: 0 or the checksum of key and row; locked by all who have it open
+        marks                         uint64[slots]: 0 or the checksum of key and row; locked by all who have it open;
+                                      of byte strings uint8[n]: 0 or 1, for they are checked by their digest
     OVERFLOW/TABLE/PIECE.rows         rows one after the other; PIECE is the sha256 of their keys and of themselves
     OVERFLOW/TABLE/index              the keys of each piece, written last: the sha256 of an npz, and the npz
 
@@ -19,10 +20,9 @@ import fcntl
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,21 +30,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from raycnn.errors import RaycnnError, disk_full
+from raycnn.errors import RaycnnError
 from raycnn.storage.base import Store
+from raycnn.storage.blobs import Blobs
+from raycnn.storage.folders import FullError, grow, has_sizes, in_use, last_use, remove, size
 from raycnn.storage.overflow import fetch, push
 from raycnn.storage.table import Table, as_bytes, row_bytes_of
 
-__all__ = ["Cache", "Table"]
+__all__ = ["Blobs", "Cache", "Table"]
 
 _SPARE: Final = 0.05  # share of the disk left alone: Ray stops spilling when it is 95 % full
 _DAMAGE: Final = (OSError, ValueError)  # files that are not there or too short, or the folder is not ours
 
 _log = logging.getLogger(__name__)
-
-
-class _FullError(Exception):
-    """The table does not fit."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +92,39 @@ class Cache:
                     table = self._open(folder, keys, shape, dtype)
                 except _DAMAGE as error:
                     _log.warning("cache table %s is damaged and made anew: %s", folder.name[:8], error)
-                    _remove(folder)
+                    remove(folder)
                     table = self._open(folder, keys, shape, dtype)
                 if self.overflow is not None and not table.complete:
                     with _overflow_errors(self.overflow):
                         fetch(self.overflow.child(table.name), table)
                 return table
-        except (*_DAMAGE, _FullError) as error:
+        except (*_DAMAGE, FullError) as error:
+            _log.warning("nothing is cached in %s: %s", self.folder, error)
+            return None
+
+    def blobs(self, name: str, lengths: npt.NDArray[np.int64]) -> Blobs | None:
+        """Byte strings of these lengths, those of them that are there.
+
+        Args:
+            name: of the set; another one with the same name has the same strings in the same order.
+            lengths: of each, in bytes.
+
+        Returns:
+            None if the set cannot be had or does not fit, or is empty: do without it.
+        """
+        sizes = {"rows": int(lengths.sum()), "marks": len(lengths)}
+        folder = self._home / hashlib.sha256(f"blobs\n{name}".encode()).hexdigest()
+        if not sizes["rows"]:
+            return None
+        try:
+            with self._alone():
+                if not has_sizes(folder, sizes):
+                    remove(folder)
+                    if not self._make_room(sum(sizes.values()), folder):
+                        raise FullError(f"{sum(sizes.values())} bytes do not fit into {self.limit_bytes} or the disk")
+                    grow(folder, sizes)
+                return Blobs(folder, lengths)
+        except (*_DAMAGE, FullError) as error:
             _log.warning("nothing is cached in %s: %s", self.folder, error)
             return None
 
@@ -154,89 +178,30 @@ class Cache:
         row_bytes = row_bytes_of(shape, dtype)
         more = (len(numbers) - len(stored)) * (row_bytes + 8 + 32)
         if more and not self._make_room(more, folder):
-            if len(set(slots.tolist())) == len(numbers) or _in_use(folder):
-                raise _FullError(f"{more} bytes more do not fit into {self.limit_bytes} or the disk")
-            _remove(folder)  # it also holds rows that nobody asked for now: without them it may fit
+            if len(set(slots.tolist())) == len(numbers) or in_use(folder):
+                raise FullError(f"{more} bytes more do not fit into {self.limit_bytes} or the disk")
+            remove(folder)  # it also holds rows that nobody asked for now: without them it may fit
             return self._open(folder, keys, shape, dtype)
         if more:
-            _grow(folder, numbers, row_bytes)
+            sizes = {"rows": len(numbers) * row_bytes, "marks": len(numbers) * 8}
+            grow(folder, sizes, keys=b"".join(numbers))
         return Table(folder, keys, slots, shape, dtype)
 
     def _make_room(self, more: int, keep: Path) -> bool:
         """Evict until `more` bytes fit; if they cannot, evict nothing and give back False."""
-        sizes = {table: _size(table) for table in self._home.iterdir() if table.is_dir()}
+        sizes = {table: size(table) for table in self._home.iterdir() if table.is_dir()}
         disk = shutil.disk_usage(self._home)
         excess = max(sum(sizes.values()) + more - self.limit_bytes, int(_SPARE * disk.total) + more - disk.free)
         evicted = []
-        for table in sorted(sizes, key=_last_use):
-            if excess > 0 and table != keep and not _in_use(table):
+        for table in sorted(sizes, key=last_use):
+            if excess > 0 and table != keep and not in_use(table):
                 evicted.append(table)
                 excess -= sizes[table]
         if excess > 0:
             return False
         for table in evicted:
-            _remove(table)
+            remove(table)
         return True
-
-
-def _grow(folder: Path, keys: Collection[bytes], row_bytes: int) -> None:
-    """Make the table, or lengthen it, to have a slot for each key; a crash in here changes nothing."""
-    is_new = not folder.exists()
-    where = folder.with_name(f".{secrets.token_hex(8)}") if is_new else folder
-    try:
-        where.mkdir(mode=0o700, exist_ok=True)
-        _allocate(where / "rows", len(keys) * row_bytes)
-        _allocate(where / "marks", len(keys) * 8)
-        (where / "keys.new").write_bytes(b"".join(keys))
-        (where / "keys.new").replace(where / "keys")
-        if is_new:
-            where.rename(folder)
-    except OSError as error:
-        if is_new:
-            shutil.rmtree(where, ignore_errors=True)
-        if disk_full(error):
-            raise _FullError("no space left on the disk") from None
-        raise
-
-
-def _allocate(path: Path, size: int) -> None:
-    with path.open("ab", buffering=0) as file:
-        before = os.fstat(file.fileno()).st_size
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS: a full disk then shows when rows are put
-                file.truncate(max(before, size))
-        except OSError:
-            file.truncate(before)
-            raise
-
-
-def _remove(table: Path) -> None:
-    gone = table.with_name(f".{secrets.token_hex(8)}")  # in one step, so that no half of it is ever found
-    with contextlib.suppress(FileNotFoundError):
-        table.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def _in_use(table: Path) -> bool:
-    try:
-        with (table / "marks").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # damaged
-        return False
-    return False
-
-
-def _last_use(table: Path) -> int:
-    marks = table / "marks"
-    return marks.stat().st_mtime_ns if marks.exists() else 0
-
-
-def _size(table: Path) -> int:
-    return sum(file.stat().st_size for file in table.iterdir())
 
 
 @contextlib.contextmanager

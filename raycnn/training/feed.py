@@ -117,7 +117,10 @@ class Feed:
         return self._transfer.ahead(stream(task.scanner, task.validation, order, task_cpus=task.task_cpus))
 
     def close(self) -> None:
-        """Let go of what it holds beside its stream: nothing."""
+        """Let go of what it holds beside its stream."""
+        for reader in (self.task.reader, self.task.scanner):
+            if reader.keeper:
+                reader.keeper.close()
 
     def targets(self, batch: Batch) -> tuple[Targets, Tensor]:
         """(targets, see the problem's; valid bool[N]) of a training batch, on the device."""

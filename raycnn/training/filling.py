@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 from torch import Tensor
 
 from raycnn.config import Config, Depth
 from raycnn.data.dataset import Batch
+from raycnn.data.fetch import is_remote
+from raycnn.data.keeping import Keeper
 from raycnn.storage import Store
 from raycnn.training.clock import Clock
 from raycnn.training.feed import Feed, Task
 from raycnn.training.kept import Choice, Kept, Part
 from raycnn.training.ranks import Ranks
-from raycnn.training.reuse import Reuse, ReusingFeed, cache_of, parts_of
+from raycnn.training.reuse import Reuse, ReusingFeed, bytes_cache, cache_of, parts_of
 from raycnn.training.setup import Body
 
 _CHOICES: Final[Mapping[str, tuple[Choice, ...]]] = {
     "auto": ("activations", "pixels"),
     "activations": ("activations",),
     "pixels": ("pixels",),
+    "bytes": (),
     "none": (),
 }
 
@@ -98,6 +102,8 @@ def feed_of(
 ) -> Feed:  # fmt: skip  # all ranks
     """The feed of one fit: with what `train.reuse` keeps where that can be used again, else a plain one.
 
+    Bytes can be used again whatever the views, and on any number of nodes.
+
     Args:
         body: of the fit, with its weights.
         depth: the deepest that the fit trains at.
@@ -115,4 +121,22 @@ def feed_of(
             if all(ranks.gather(feed.usable)):
                 return feed
             feed.close()
+    if total > task.plan.steps(1):
+        task = keeping_bytes(task, config)
     return Feed(task, body.prefix, body.device, ranks, total, clock)
+
+
+def keeping_bytes(task: Task, config: Config) -> Task:
+    """The task with the bytes of its images kept on each node that reads them, if `train.reuse` wants that."""
+    reuse, cache = config.train.reuse, bytes_cache(config.cache)
+    num_bytes = sum(pc.sum(table["length"]).as_py() or 0 for table in (task.table, task.validation))
+    fits = num_bytes + len(task.table) + len(task.validation) <= cache.limit_bytes
+    if reuse != "bytes" and not (reuse == "auto" and is_remote(task.reader.source) and fits):
+        return task
+    readers = {}
+    for name, table in (("reader", task.table), ("scanner", task.validation)):
+        keeper = Keeper.of(cache, table)
+        if not keeper.open(table):  # which has been said
+            break
+        readers[name] = replace(getattr(task, name), keeper=keeper)
+    return replace(task, **readers)

@@ -48,8 +48,12 @@ class Reuse:
 
 def cache_of(settings: CacheConfig, storage: Store) -> Cache:
     """The cache of this node, with the overflow below run.storage if that is wanted."""
-    overflow = storage.child("cache") if settings.upload else None
-    return Cache(Path(settings.folder or tempfile.gettempdir()), settings.max_bytes, overflow)
+    return replace(bytes_cache(settings), overflow=storage.child("cache") if settings.upload else None)
+
+
+def bytes_cache(settings: CacheConfig) -> Cache:
+    """The cache of this node without an overflow: fetched bytes are in a store already."""
+    return Cache(Path(settings.folder or tempfile.gettempdir()), settings.max_bytes)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class ReusingFeed(Feed):
 
     def _tables(self, blanks: dict[str, Array], reader: ImageReader, *, train: bool) -> Kept:
         late = self.task.device_views if train else None
-        pixels = _digest(replace(reader, source="", fetch_threads=0))
+        pixels = _digest(replace(reader, source="", fetch_threads=0, keeper=None))
         # what an image is mixed with is a matter of its place in the plan
         view = _digest(pixels, late, self.task.plan if late.augment.mixes else None) if late else pixels
         names = {str(depth): f"{identity}/{view}" for depth, identity in self._identity.items()} | {PIXELS: pixels}

@@ -20,7 +20,7 @@ _EVERY_S: Final = 10.0
 _WORTH_NAMING: Final = 0.2
 _ADVICE: Final = {
     "wait": "it waits for Ray to start or place decoding tasks: leave CPUs free, or give longer epochs",
-    "fetch": "it waits for bytes: raise data.fetch_threads, pack the images (index --shard), or move them nearer",
+    "fetch": "it waits for bytes: raise data.fetch_threads, keep the bytes (train.reuse), or pack them (index --shard)",
     "decode": "it waits for decoding: give it more CPUs, or pack smaller images (index --shard)",
     "cache": "it reads from the node's cache: put cache.folder on a faster disk, or try train.reuse: none",
     "transfer": "it copies images to the device: lower data.image_size, or use a machine with a faster bus",
@@ -50,6 +50,8 @@ class EpochTimes:
         if isinstance(batch, KeptBatch):
             epoch.cached += 1
             epoch.cache_s += waited - epoch.waited_s
+        else:
+            epoch.cached += batch.cached / max(1, len(batch.rows))
         epoch.waited_s = waited
         epoch.fetch_s += batch.fetch_s
         epoch.decode_s += batch.decode_s
@@ -63,7 +65,7 @@ class EpochTimes:
         return due
 
     def close(self) -> dict[str, float]:
-        """Seconds by SHARES since the last call; their sum is the time that passed. cached: share of the batches."""
+        """Seconds by SHARES since the last call; their sum is the time that passed. cached: share of the images."""
         found = self._epoch.found(self._clock.seconds)
         self._epoch = _Epoch(dict(self._clock.seconds))
         return found
@@ -80,7 +82,7 @@ class _Epoch:
     decode_s: float = 0.0
     cache_s: float = 0.0
     batches: int = 0
-    cached: int = 0
+    cached: float = 0.0
 
     def __post_init__(self) -> None:
         self.waited_s = self.before.get("data", 0.0)
@@ -109,7 +111,7 @@ def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:
         of_ranks: what EpochTimes gave on every rank.
 
     Returns:
-        shares: {name: share of the time}; cached: share of all batches; verdict: a sentence.
+        shares: {name: share of the time}; cached: share of all images that came from the cache; verdict: a sentence.
     """
     of_ranks = list(of_ranks)
     slowest = min(of_ranks, key=lambda seconds: seconds["ranks"])
@@ -127,5 +129,5 @@ def verdict(of_ranks: Iterable[Mapping[str, float]]) -> dict[str, Any]:
 def sentence(epoch: int, found: Mapping[str, Any]) -> str:
     """The line that people read."""
     parts = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items() if share >= 0.005)
-    cached = f", {found['cached']:.0%} of the batches from the cache" if found["cached"] else ""
+    cached = f", {found['cached']:.0%} of the images from the cache" if found["cached"] else ""
     return f"epoch {epoch}: {parts}{cached}; {found['verdict']}"

@@ -75,7 +75,7 @@ class World:
                 shown = ids.copy()
                 shown[failed] = PADDING
                 failures = tuple((int(ids[place]), read.reasons[place]) for place in failed)
-                yield Batch(read.images_NHWC, shown, failures, read.fetch_s, read.decode_s)
+                yield Batch(read.images_NHWC, shown, failures, read.fetch_s, read.decode_s, cached=read.kept)
 
     def task(self, augment: AugmentConfig | None = None) -> Task:
         """Ten training rows in steps of four, six validation rows."""

@@ -150,6 +150,37 @@ def test_nothing_is_kept_that_cannot_be_used_again(world: World, settings: dict[
     assert not list(world.cache.folder.glob("*/*/rows"))
 
 
+@pytest.mark.parametrize("augment", [AugmentConfig(), None])
+@pytest.mark.parametrize("one_node", [True, False])
+def test_bytes_are_kept_whatever_the_views_and_the_nodes(
+    world: World, augment: AugmentConfig | None, one_node: bool
+) -> None:
+    ours, plain = (Ours(world, augment, one_node=one_node, **{"train.reuse": reuse}) for reuse in ("bytes", "none"))
+    for steps in (range(3), range(3, 5), range(5, 8)):
+        found = ours.epoch(steps)[0]
+        assert_same(found, plain.epoch(steps)[0])
+        share = [batch.cached for batch, _ in found]
+        if steps.start:
+            assert share == [(batch.rows != -1).sum() for batch, _ in found]
+    ours.feed.close()
+
+
+def test_auto_keeps_bytes_of_a_store_if_they_fit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(**settings: Any) -> bool:
+        feed = Ours(world, AugmentConfig(), **settings).feed
+        feed.close()
+        return feed.task.reader.keeper is not None
+
+    assert not kept()  # of a directory
+    monkeypatch.setattr("raycnn.training.filling.is_remote", lambda source: True)
+    assert kept()
+    assert not kept(**{"cache.max_bytes": 1000})
+    assert not kept(total=3)
+    assert not kept(**{"train.reuse": "none"})
+    (world.cache.folder.parent / "file").touch()
+    assert not kept(**{"cache.folder": str(world.cache.folder.parent / "file")})
+
+
 def test_pixels_are_kept_where_nothing_is_frozen_and_where_activations_do_not_fit(world: World) -> None:
     assert Ours(world, depth="all").feed._dtypes == {}  # type: ignore[attr-defined]
     ours = Ours(world, depth=2, **{"cache.max_bytes": 40_000})  # 3,072 bytes an image, 4,704 an activation

@@ -10,10 +10,13 @@ from PIL import Image
 from raycnn.config import AugmentConfig
 from raycnn.data import reader as reading
 from raycnn.data.decode import Limits
+from raycnn.data.keeping import Keeper
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import StorageError
+from raycnn.storage.cache import Cache
 from raycnn.storage.local import LocalStore
+from tests.support.caches import flip
 
 PREP = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 ZEROS = np.zeros(4, np.int64)
@@ -62,6 +65,57 @@ def test_padding_and_bad_rows_are_black_and_good_ones_beside_them_are_not(table,
     read = reader(tmp_path).read(table, np.array([0, PADDING, 2, 3]), ZEROS)
     assert read.reasons == ["", "", "changed since it was indexed", ""]
     assert [bool(image.any()) for image in read.images_NHWC] == [True, False, False, True]
+
+
+@pytest.fixture
+def keeper(table, cache):
+    found = Keeper.of(cache, table)
+    yield found
+    found.close()
+
+
+def test_kept_bytes_are_fetched_once_and_give_the_same_images(table, tmp_path, keeper):
+    augment = AugmentConfig()
+    plain, ours = reader(tmp_path, augment=augment), reader(tmp_path, augment=augment, keeper=keeper)
+    expected = [plain.read(table, np.arange(4), ZEROS + epoch).images_NHWC for epoch in range(2)]
+    first = ours.read(table, np.array([2, PADDING, 0, 2]), ZEROS)
+    assert first.kept <= 1  # of a row that is there twice
+    assert ours.read(table, np.arange(4), ZEROS).kept == 2
+    (tmp_path / "shard.tar").unlink()
+    again = ours.read(table, np.arange(4), ZEROS + 1)
+    assert (again.kept, again.reasons) == (4, [""] * 4)
+    assert np.array_equal(first.images_NHWC[0], expected[0][2])
+    assert np.array_equal(again.images_NHWC, expected[1])
+
+
+def test_kept_bytes_that_differ_are_fetched_again(table, tmp_path, keeper, cache):
+    ours = reader(tmp_path, keeper=keeper)
+    expected = ours.read(table, np.arange(4), ZEROS).images_NHWC
+    (rows,) = cache.folder.glob("*/*/rows")
+    flip(rows, 40)
+    read = ours.read(table, np.arange(4), ZEROS)
+    assert (read.kept, read.reasons) == (3, [""] * 4)
+    assert np.array_equal(read.images_NHWC, expected)
+    assert ours.read(table, np.arange(4), ZEROS).kept == 4
+
+
+def test_what_changed_in_the_store_is_not_kept(table, tmp_path, keeper):
+    shard = tmp_path / "shard.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:40] + b"?" + data[41:])
+    ours = reader(tmp_path, keeper=keeper)
+    assert ours.read(table, np.arange(4), ZEROS).reasons == ["changed since it was indexed", "", "", ""]
+    shard.write_bytes(data)
+    read = ours.read(table, np.arange(4), ZEROS)
+    assert (read.kept, read.reasons) == (3, [""] * 4)
+
+
+def test_where_nothing_can_be_kept_images_are_fetched(table, tmp_path):
+    (tmp_path / "file").touch()
+    ours = reader(tmp_path, keeper=Keeper.of(Cache(tmp_path / "file", 10**6), table))
+    for _ in range(2):
+        read = ours.read(table, np.arange(4), ZEROS)
+        assert (read.kept, read.reasons) == (0, [""] * 4)
 
 
 def test_a_missing_object_is_a_verdict(table, tmp_path):

@@ -133,7 +133,7 @@ def test_a_line_names_what_took_time() -> None:
     text = sentence(3, verdict([seconds(compute=90, decode=9.8, transfer=0.2)]))
     assert text.startswith("epoch 3: decode 10%, compute 90%; 90% of the time it computes: ")
     cached = sentence(3, verdict([seconds(compute=1, cached=1), seconds(compute=1)]))
-    assert cached.startswith("epoch 3: compute 100%, 50% of the batches from the cache; ")
+    assert cached.startswith("epoch 3: compute 100%, 50% of the images from the cache; ")
 
 
 def test_of_short_epochs_people_hear_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
