@@ -6,6 +6,7 @@ Those that need a package index, or minutes, are `slow`: make test-recipes.
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,23 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_recipe_comes_to_its_expected_result(name: str, kitchen: Kitchen) -> None:
     accuracy, within = map(float, EXPECTED.search(recipes()[name]).groups())
     assert kitchen.cook(name)["metrics"]["accuracy"] == pytest.approx(accuracy, abs=within)
+
+
+@pytest.mark.slow
+def test_vgg_16_takes_a_few_steps_without_weights(kitchen: Kitchen) -> None:
+    config = kitchen.config("frozen-vgg16")
+    few = kitchen.folder / "few"
+    for cell in (c for kind in ("ok", "defective") for c in sorted((kitchen.folder / "cells" / kind).iterdir())[:40]):
+        (few / cell.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(cell, few / cell.parent.name)
+    changes = {"model.weights": "none", "data.source": str(few), "data.image_size": 64, "train.epochs": 2}
+    trained = raycnn.train(load_config(config, changes))
+    assert trained["status"] == "finished"
+    assert trained["steps"] == 6
+    network = raycnn.load(f"{config.run.storage}/{config.run.name}")
+    layers = dict(network.network.classifier.named_children())
+    assert list(layers) == ["flatten", "hidden", "relu", "output"]
+    assert [tuple(layers[name].weight.shape) for name in ("hidden", "output")] == [(256, 25088), (1, 256)]
 
 
 def test_ten_classes_are_validated_each_epoch_and_the_network_says_the_same_when_it_is_loaded(kitchen: Kitchen) -> None:
