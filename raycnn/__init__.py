@@ -2,7 +2,7 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import doctor, evaluate, index, load, plan, predict, runs, search, train
+from raycnn.verbs import doctor, evaluate, index, load, lr_find, plan, predict, runs, search, train
 from raycnn.version import __version__
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "index",
     "load",
     "load_config",
+    "lr_find",
     "plan",
     "predict",
     "runs",

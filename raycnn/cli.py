@@ -24,6 +24,7 @@ _VERBS = {
     "index": "read the source once: every object becomes a row of the manifest or is quarantined",
     "train": "train the run to its end, or continue it",
     "search": "try settings and unfreezing depths, and keep the best",
+    "lr-find": "find a learning rate: some steps at rising ones, which the run does not notice",
     "evaluate": "metrics of the best checkpoint on the test split",
     "predict": "predict a bucket, a folder or the test split to Parquet",
     "plan": "what train would do and need, without training",
@@ -105,7 +106,9 @@ def run(arguments: Sequence[str], progress: Progress) -> Any:
     if verb == "runs":
         return verbs.runs(config.run.storage)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints at times; stdout is for the result alone
-        return getattr(verbs, verb)(config, address=address, show=progress.show, verbose=verbose, **extra)
+        return getattr(verbs, verb.replace("-", "_"))(
+            config, address=address, show=progress.show, verbose=verbose, **extra
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,6 +164,8 @@ def _for_people(verb: str, result: Any) -> str:
 
         curves = render_curves(result.pop("curves"))
         return "\n\n".join(filter(None, (_for_people("", result), curves)))
+    if verb == "lr-find":
+        result = {name: value for name, value in result.items() if name != "curve"}
     if isinstance(result, list):
         return "\n".join("  ".join(f"{key} {_short(value)}" for key, value in row.items()) for row in result)
     width = max(len(key) for key in result)

@@ -116,6 +116,33 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
             return run(settings, store, pinned, lease, show, former)
 
 
+def lr_find(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+    """Find a value for optim.lr: train some steps at rising ones from the run's starting weights, and see the loss.
+
+    The run itself, started or not, stays as it is.
+
+    Returns:
+        {run, valley, steep, curve: [{lr, loss, smoothed}], plot, seconds}; valley is the one to take, steep is where
+        the loss falls fastest; both are None where it does not fall. plot: uri of a picture, None without matplotlib.
+
+    Raises:
+        RaycnnError: see raycnn.errors for each kind.
+    """
+    from raycnn.cluster import connect
+    from raycnn.data.manifest import read_index
+    from raycnn.results.lr_find import lr_find as run
+    from raycnn.storage import open_store
+    from raycnn.training.run import read_run
+
+    settings = dated(load_config(config))
+    storage = open_store(settings.run.storage)
+    store = storage.child(settings.run.name)
+    facts = read_run(store)
+    with connect(address, verbose=verbose):
+        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
+        return run(settings, store, pinned, show)
+
+
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
     """Evaluate a checkpoint of the run; see raycnn.results.evaluate."""
     from raycnn.cluster import connect

@@ -103,9 +103,12 @@ class ModelConfig(Section):
     """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Refuse a weight file with another digest."""
-    unfreeze: Depth | tuple[Phase, ...] = "all"
+    unfreeze: Depth | Literal["lp-ft"] | tuple[Phase, ...] = "all"
     """What trains beside the head: a number of stages, `all`, from a module of this path on (finer than stages, e.g.
-    blocks.6), or a list of phases {depth, epochs}."""
+    blocks.6), or a list of phases {depth, epochs}. gradual: one stage more every model.unfreeze_epochs; lp-ft: nothing
+    for so many epochs, then all."""
+    unfreeze_epochs: Annotated[float, Field(gt=0), LATER] = 1.0
+    """gradual, lp-ft: length of each phase but the last."""
     head: HeadConfig = HeadConfig()
     batchnorm: Literal["frozen", "local", "sync"] = "frozen"
     """Statistics of the BatchNorm layers that train: frozen at the pretrained ones, per rank, or over all ranks."""
@@ -292,6 +295,23 @@ class PredictConfig(Section):
     """Checkpoint: a step, best or latest."""
 
 
+class LrFindConfig(Section):
+    """What `raycnn lr-find` tries."""
+
+    low: Annotated[float, Field(gt=0)] = 1e-6
+    """First learning rate."""
+    high: Annotated[float, Field(gt=0)] = 10.0
+    """Last one, unless the loss runs away before."""
+    steps: Annotated[int, Field(ge=20)] = 100
+    """Steps from the one to the other."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> LrFindConfig:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
 class CacheConfig(Section):
     """What each node keeps of images, one cache for all of its processes and runs."""
 
@@ -333,6 +353,7 @@ class Config(Section):
     search: Annotated[SearchConfig, OPERATIONAL] = SearchConfig()
     shards: Annotated[ShardsConfig, OPERATIONAL] = ShardsConfig()
     cache: Annotated[CacheConfig, OPERATIONAL] = CacheConfig()
+    lr_find: Annotated[LrFindConfig, OPERATIONAL] = LrFindConfig()
 
     @model_validator(mode="after")
     def _passes_apart(self) -> Config:

@@ -82,7 +82,7 @@ def _measure(config: Config, index: Index, plan: Plan) -> tuple[Learner, float, 
         learner.backward(inputs(batch), targets, torch.ones(batch, dtype=torch.bool, device=device), batch, step=0)
         learner.step(config.optim.lr)
 
-    learner.enter(depth_at(plan.steps(config.train.epochs), config.model.unfreeze, plan))
+    learner.enter(depth_at(plan.steps(config.train.epochs), learner.unfreeze, plan))
     step_s = _seconds(step)
     with learner.evaluating() as network_of:
         chunk_s = _seconds(lambda: float(network_of(inputs(config.train.chunk)).sum()))

@@ -19,6 +19,7 @@ from raycnn.scratch import scratch
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
+from raycnn.training.member import Member
 from raycnn.training.monitor import Monitor
 from raycnn.training.run import read_state
 from raycnn.training.state import TrainState
@@ -30,8 +31,9 @@ _SAY_EVERY_S = 60.0
 
 
 def run_groups(
-    config: Config, store: Store, index: str, lease: Lease, leaving: threading.Event, show: Show
-) -> dict[str, Any]:
+    config: Config, store: Store, index: str, lease: Lease, leaving: threading.Event, show: Show,
+    kind: type[Member] = Member,
+) -> dict[str, Any]:  # fmt: skip
     """Train until the run ends, or until it is asked to leave; a rank or a node that is lost costs a new group.
 
     Returns:
@@ -51,7 +53,7 @@ def run_groups(
     try:
         while cpus := _wait_for_places(config, gpus, leaving, show):
             epoch = read_lease(store).epoch
-            error = _run_group(Job(config, index, lease.owner, cpus.task, monitor), cpus, lease, leaving, show)
+            error = _run_group(Job(config, index, lease.owner, cpus.task, monitor, kind), cpus, lease, leaving, show)
             outcome: dict[str, Any] | RaycnnError | None = ray.get(monitor.outcome.remote())
             lease.check()
             if isinstance(outcome, RaycnnError):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,20 +12,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raycnn.config import Config, Depth
-from raycnn.data.keyed import derive_seed
 from raycnn.errors import CheckpointError
 from raycnn.models.batchnorm import set_mode
 from raycnn.models.stages import Split, Stages
 from raycnn.models.weights import load_state
 from raycnn.training.compiling import compiled
-from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks, memory_format
+from raycnn.training.device import DeviceFacts, autocast, choose_compiled, choose_precision, in_chunks
 from raycnn.training.ema import Ema
-from raycnn.training.exact import add_ranks, in_buckets, shards, tree_sum
-from raycnn.training.losses import BatchLoss, Targets, of_mixed, one_label_loss
+from raycnn.training.gradients import Gradients
+from raycnn.training.losses import BatchLoss, Targets, one_label_loss
 from raycnn.training.optim import build_optimizer, load_optimizer, set_rates, stage_scales
-from raycnn.training.passes import MicroBatch, keep
+from raycnn.training.passes import MicroBatch
 from raycnn.training.penalty import add_gradient, penalty
-from raycnn.training.phases import deepest
+from raycnn.training.phases import deepest, unfreeze_of
 from raycnn.training.ranks import Ranks
 
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
@@ -63,9 +61,10 @@ class Learner:
         loss: BatchLoss | None = None,
     ) -> None:
         self.module, self.stages, self.config, self.device, self.ranks = module, stages, config, device, ranks
-        self.base = deepest(config.model.unfreeze, stages)
+        self.unfreeze = unfreeze_of(config.model, stages)
+        self.base = deepest(self.unfreeze, stages)
         self._whole = stages.suffix(self.base)
-        self._loss = loss or one_label_loss(config.loss, None, device)
+        self.loss = loss or one_label_loss(config.loss, None, device)
         self.precision = choose_precision(config.train.precision, device)
         self.compiled = choose_compiled(config.train.compile, DeviceFacts.of(device))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
@@ -76,8 +75,7 @@ class Learner:
         self.depth: Depth | None = None
         self._split: Split
         self._frozen: Callable[[Tensor], Tensor] | None = None
-        self._suffix: Callable[[Tensor], Tensor]
-        self._ddp: DistributedDataParallel | None = None
+        self.gradients: Gradients
 
     def enter(self, depth: Depth) -> None:  # all ranks
         """Train at `depth` from now on."""
@@ -90,7 +88,7 @@ class Learner:
         self._frozen, trains = self._split.prefix, self._split.suffix
         if self._split.prefix is not None and self.compiled != "none":
             self._frozen = compiled(self._split.prefix)
-        self._ddp = None
+        ddp = None
         if self.ranks.world > 1 and not self.config.train.exact and not self.micro_batch.automatic:
             # With three or more CPU ranks the order of sums follows DDP's buckets, which it rebuilds after its first
             # step, so a resumed run would differ in the last bits; looking for unused parameters keeps them.
@@ -100,9 +98,10 @@ class Learner:
                 "gradient_as_bucket_view": True,
                 _SYNC_BUFFERS: False,
             }
-            self._ddp = trains = DistributedDataParallel(trains, **arguments)
+            ddp = DistributedDataParallel(trains, **arguments)
         # around DDP: compiled code is cut where its buckets end, so ranks swap gradients while others are computed
-        self._suffix = compiled(trains) if self.compiled == "all" else trains
+        network = compiled(ddp or trains) if self.compiled == "all" else ddp or trains
+        self.gradients = Gradients(self, trains, network, ddp)
 
     def backward(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int) -> Tensor:
         """Gradients of the mean loss over the global batch.
@@ -120,84 +119,7 @@ class Learner:
         if self._frozen is not None:
             with torch.no_grad(), autocast(self.device, self.precision):
                 inputs = in_chunks(self._frozen, inputs, self.config.train.chunk)
-        train, rows = self.config.train, len(inputs)
-        if train.exact:
-            rows = train.global_batch // train.virtual_shards
-        passes = self._shards if train.exact else self._batch
-        work = partial(passes, inputs, labels_N, valid_N, global_count, step)
-        if not self.micro_batch.automatic:
-            losses = work()
-        else:
-            moving = self.config.model.batchnorm == "local"
-            undo = keep(list(self._split.suffix.buffers()) if moving else [])  # of passes that are done again
-
-            def again() -> None:
-                undo()
-                self.optimizer.zero_grad(set_to_none=True)
-
-            losses = self.micro_batch.fit(work, rows, again, self.ranks, step)
-        if train.exact:
-            add_ranks(self._gradients(), self.ranks)
-        elif self.micro_batch.automatic and self.ranks.world > 1:
-            in_buckets(self._gradients(), self.ranks.add)
-        return torch.stack(losses)
-
-    def _batch(
-        self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int
-    ) -> list[Tensor]:
-        # DDP averages over ranks, which hold different numbers of valid rows: weight by the global count instead
-        weight = (self.ranks.world if self._ddp else 1) / max(global_count, 1.0)
-        return self._passes(inputs, labels_N, valid_N, weight, f"step {step} rank {self.ranks.rank}")
-
-    def _shards(
-        self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, global_count: float, step: int
-    ) -> list[Tensor]:
-        rows = self.config.train.global_batch // self.config.train.virtual_shards
-        first = self.ranks.rank * (len(inputs) // rows)
-        losses: list[Tensor] = []
-        gradients: dict[nn.Parameter, Tensor] = {}
-
-        def branches() -> Iterator[list[Tensor]]:
-            for shard, (place, part) in enumerate(shards(inputs, rows), first):
-                weight, name = 1 / max(global_count, 1.0), f"step {step} shard {shard}"
-                losses.extend(self._passes(part, labels_N[place], valid_N[place], weight, name))
-                gradients.update({p: p.grad for p in self._split.suffix.parameters() if p.grad is not None})
-                self.optimizer.zero_grad(set_to_none=True)
-                yield list(gradients.values())
-
-        total = tree_sum(branches())
-        for parameter, gradient in zip(gradients, total, strict=True):
-            parameter.grad = gradient
-        return losses
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._split.suffix.parameters() if p.grad is not None]
-
-    def _passes(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, weight: float, name: str) -> list[Tensor]:
-        """The sums of the losses of each pass over the rows; `name` keys what is drawn at random."""
-        places = self.micro_batch.pieces(len(inputs))
-        if len(places) == 1:
-            self._seed(name)
-            return [self._pass(inputs, labels_N, valid_N, weight)]
-        losses = []
-        for number, place in enumerate(places):
-            self._seed(f"{name} pass {number}")
-            part = inputs[place].clone(memory_format=memory_format(inputs))
-            more = number < len(places) - 1  # DDP's ranks swap gradients in the last one
-            with self._ddp.no_sync() if self._ddp and more else nullcontext():
-                losses.append(self._pass(part, labels_N[place], valid_N[place], weight))
-        return losses
-
-    def _pass(self, inputs: Tensor, labels_N: Targets, valid_N: Tensor, weight: float) -> Tensor:
-        """The sum of the losses, when its gradient times `weight` has been added to the parameters'."""
-        with autocast(self.device, self.precision):
-            logits_NK = self._suffix(inputs)
-        loss_sum = of_mixed(self._loss, logits_NK.float(), labels_N, valid_N)
-        self.scaler.scale(loss_sum * weight).backward()  # type: ignore[no-untyped-call]
-        return loss_sum.detach()
-
-    def _seed(self, name: str) -> None:
-        torch.manual_seed(derive_seed(self.config.train.seed, name))
+        return self.gradients.backward(inputs, labels_N, valid_N, global_count, step)
 
     def step(self, lr: float, momentum: float | None = None) -> float:
         """One optimizer step, unless a gradient is not finite.

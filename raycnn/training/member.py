@@ -85,7 +85,7 @@ class Member:
         """
         step, config, learner = self.state.step, self.config, self.learner
         with self.clock("compute"):
-            learner.enter(depth_at(step, config.model.unfreeze, self._plan))
+            learner.enter(depth_at(step, learner.unfreeze, self._plan))
             losses = learner.backward(inputs, targets, valid, count, step)
             lr, beta = self._rates(step)
             terms = self._terms(step)
@@ -152,6 +152,10 @@ class Member:
         """Commit the state in the background."""
         with self.clock("checkpoint"):
             self.recorder.commit(self.learner, self.state, evaluated)
+
+    def findings(self) -> dict[str, Any]:
+        """What it has to tell beside its state: nothing."""
+        return {}
 
     def settle(self) -> None:
         """See whether it has ended."""

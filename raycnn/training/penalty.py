@@ -40,9 +40,11 @@ def penalty(parameters: Iterable[Tensor], strengths: Strengths) -> float:
 @torch.no_grad()
 def add_gradient(parameters: Iterable[Tensor], strengths: Strengths) -> None:
     """Add the gradient of the penalties to that of the parameters; of abs it is 0 at 0."""
-    weights = penalised(parameters)
+    weights = penalised(parameters) if strengths.l1 or strengths.l2 else []
+    if not weights:
+        return
     gradients = [each.grad for each in weights if each.grad is not None]
-    if weights and strengths.l2:
+    if strengths.l2:
         torch._foreach_add_(gradients, weights, alpha=2 * strengths.l2)
-    if weights and strengths.l1:
+    if strengths.l1:
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=strengths.l1)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from raycnn.config import Depth, Phase
+from raycnn.config import Depth, ModelConfig, Phase
 from raycnn.data.plan import Plan
 from raycnn.models.stages import Stages
 
 Unfreeze = Depth | tuple[Phase, ...]
+
+
+def unfreeze_of(model: ModelConfig, stages: Stages) -> Unfreeze:
+    """model.unfreeze with its presets written out as phases for a network.
+
+    gradual: Howard and Ruder, "Universal Language Model Fine-tuning", 2018, one more stage at a time; lp-ft: Kumar et
+    al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022, linear probing, then
+    fine-tuning.
+    """
+    presets: dict[str, list[Depth]] = {"gradual": [*range(stages.num_stages), "all"], "lp-ft": [0, "all"]}
+    if model.unfreeze not in presets:
+        return model.unfreeze
+    return tuple(Phase(depth=depth, epochs=model.unfreeze_epochs) for depth in presets[str(model.unfreeze)])
 
 
 def depth_at(step: int, unfreeze: Unfreeze, plan: Plan) -> Depth:

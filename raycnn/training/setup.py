@@ -25,7 +25,7 @@ from raycnn.training.feed import Task
 from raycnn.training.learner import Learner
 from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.losses_of_outputs import number_loss, sigmoid_loss
-from raycnn.training.phases import deepest
+from raycnn.training.phases import deepest, unfreeze_of
 from raycnn.training.prefix import Prefix
 from raycnn.training.problems import ONE_LABEL, Problem
 from raycnn.training.ranks import Ranks
@@ -96,7 +96,7 @@ class Body:
 
     def copied_learner(self, config: Config, ranks: Ranks, loss: BatchLoss | None = None) -> Learner:
         """Trains a copy of the suffix that the config unfreezes; what comes before stays shared."""
-        network, stages = self.stages.copy(deepest(config.model.unfreeze, self.stages))
+        network, stages = self.stages.copy(deepest(unfreeze_of(config.model, self.stages), self.stages))
         return Learner(network.module, stages, config, self.device, ranks, loss)
 
 

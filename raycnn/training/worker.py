@@ -44,6 +44,7 @@ class Job:
         owner: the lease's owner, whose epoch rank 0 raises.
         task_cpus: Ray CPUs of one decoding task.
         monitor: handle of the Monitor actor.
+        kind: what goes through the steps.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Job:
     owner: str
     task_cpus: float
     monitor: Any
+    kind: type[Member] = Member
 
 
 def run_rank(told: dict[str, Job]) -> None:
@@ -118,6 +120,7 @@ def _train(job: Job, ranks: Ranks, reporter: Reporter | None, *, one_node: bool)
         "state": member.state,
         "checkpoint": member.recorder.last.name if member.recorder.last else commit.name,
         "seconds": dict(clock.seconds),
+        **member.findings(),
     }
 
 
@@ -139,7 +142,7 @@ def _start(job: Job, ranks: Ranks, clock: Clock, *, one_node: bool) -> Start:
     run = Run(store, config, record, ranks.world) if ranks.rank == 0 else None
     if run:
         run.shown.update(decode_lines(files["metrics.jsonl"]), commit.step)
-    member = Member(learner, state, Recorder(run, commit), task, clock)
+    member = job.kind(learner, state, Recorder(run, commit), task, clock)
     feed = feed_of(
         config, task, body, ranks, learner.base, member.total, storage, f"{job.owner} {record.epoch}", clock,
         one_node=one_node,
@@ -158,7 +161,7 @@ def _resume_point(store: Store, job: Job) -> tuple[LeaseRecord, Commit] | Raycnn
             return NoProgressError(
                 f"the workers died {MAX_ATTEMPTS} times after step {commit.step} without a new checkpoint",
                 where=store.uri,
-                fix="see the workers' logs (--verbose); lower train.checkpoint_every or train.global_batch (memory)",
+                fix="see the workers' logs (--verbose); lower train.checkpoint_every; of memory, set train.micro_batch",
             )
         return record, commit
     except RaycnnError as error:

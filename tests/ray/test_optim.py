@@ -53,3 +53,18 @@ def test_a_killed_worker_changes_no_bit_of_means_passes_cycles_and_stages(digits
     assert all(line["penalty"] > 0 for line in metrics(undisturbed) if "lr" in line)
     loaded = raycnn.load(f"{tmp_path}/whole", "latest").network.state_dict()
     assert torch.equal(loaded["head.output.weight"], mean["head.output.weight"])
+
+
+def test_two_workers_find_a_learning_rate_and_leave_the_run_alone(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"train.workers": 2, "lr_find.steps": 60, "lr_find.low": 1e-5})
+    found = raycnn.lr_find(config)
+    assert 1e-4 < found["valley"] < 1
+    assert 1e-4 < found["steep"] < 1
+    assert len(found["curve"]) > 20
+    left = {entry.key for entry in open_store(str(tmp_path / "run")).list("")}
+    assert {key for key in left if not key.endswith("lease.json")} == {"lr-find/curve.json", "lr-find/curve.png"}
+    assert raycnn.runs(str(tmp_path)) == []
+    trained = raycnn.train(raycnn.load_config(config, {"train.epochs": 1, "optim.lr": found["valley"]}))
+    assert trained["resumed_from"] is None
+    again = raycnn.lr_find(config)  # of a run that has started
+    assert again["curve"] == found["curve"]

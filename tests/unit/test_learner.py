@@ -178,7 +178,7 @@ def test_passes_over_parts_of_the_batch_have_the_gradient_of_the_whole():
 
 def short_of_memory(made, rows):
     """As on a GPU that holds so many rows."""
-    network = made._suffix
+    network = made.gradients.network
 
     def forward(inputs):
         outputs = network(inputs)
@@ -186,7 +186,7 @@ def short_of_memory(made, rows):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return outputs
 
-    made._suffix = forward
+    made.gradients.network = forward
 
 
 @pytest.mark.parametrize("batchnorm", ["frozen", "local"])

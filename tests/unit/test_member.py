@@ -30,7 +30,7 @@ BODIES: dict[str, Body] = {}
 
 
 def member(
-    step: int = 0, *, alone: bool = False, rows: int = 10, state: TrainState | None = None,
+    step: int = 0, *, alone: bool = False, rows: int = 10, state: TrainState | None = None, kind: type[Member] = Member,
     optim: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **train: Any,
 ) -> Member:  # fmt: skip
     config = load_config(
@@ -50,7 +50,7 @@ def member(
     reader = ImageReader("/y", facts.preprocessing, Limits(1, 1))
     task = Task(Plan(rows, 4, 0), table, reader, table, reader, 4, 1.0, 1)
     learner = body.copied_learner(config, Ranks(), None)
-    return Member(learner, state or TrainState(facts, step), Recorder(None), task, Clock(), alone=alone)
+    return kind(learner, state or TrainState(facts, step), Recorder(None), task, Clock(), alone=alone)
 
 
 # 10 rows, 4 a step: 2.5 steps an epoch, so epochs end inside of steps 3, 5 and 8
@@ -177,7 +177,7 @@ def test_the_passes_that_memory_holds_are_part_of_the_state() -> None:
     steps(made, 1)
     assert made.state.micro_batch is None
     assert b"micro_batch" not in made.state.encode()  # as it was before there was one
-    network, sizes = made.learner._suffix, list[int]()
+    network, sizes = made.learner.gradients.network, list[int]()
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         sizes.append(len(inputs))
@@ -185,7 +185,7 @@ def test_the_passes_that_memory_holds_are_part_of_the_state() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return network(inputs)
 
-    made.learner._suffix = forward
+    made.learner.gradients.network = forward
     steps(made, 1)
     assert (made.state.step, made.state.micro_batch) == (2, 2)
     assert sizes == [4, 2, 2]

@@ -123,7 +123,7 @@ def weights_after(ranks: Ranks, setting: Any, memory: list[int]) -> tuple[dict[s
     body = Body(config, facts_of(config, ("a", "b")), torch.device("cpu"))
     made = body.learner(config, ranks)
     made.enter("all")
-    network = made._suffix
+    network = made.gradients.network
 
     def forward(inputs: Tensor) -> Tensor:
         if len(inputs) > memory[ranks.rank]:
@@ -131,7 +131,7 @@ def weights_after(ranks: Ranks, setting: Any, memory: list[int]) -> tuple[dict[s
         outputs: Tensor = network(inputs)
         return outputs
 
-    made._suffix = forward
+    made.gradients.network = forward
     for step in range(2):
         images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(step))
         own = slice(8 * ranks.rank, 8 * ranks.rank + 8) if ranks.world > 1 else slice(0, 16)

@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
-from raycnn.config import Phase
+from raycnn.config import ModelConfig, Phase
 from raycnn.data.plan import Plan
 from raycnn.models.stages import find
 from raycnn.models.zoo import build
 from raycnn.training.due import due, evaluation_due
-from raycnn.training.phases import deepest, depth_at
+from raycnn.training.phases import deepest, depth_at, unfreeze_of
 
 PLAN = Plan(num_rows=10, global_batch=4, seed=0)  # 2.5 steps an epoch
 PHASES = (Phase(depth=0, epochs=2), Phase(depth=2, epochs=1), Phase(depth="all", epochs=1))
@@ -36,3 +38,20 @@ def test_evaluations_come_with_the_step_that_completes_an_epoch_and_at_the_end()
 
 def test_due_at_multiples_and_at_the_end():
     assert [step for step in range(1, 8) if due(step, 3, total=7)] == [3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "expected"),
+    [
+        ("gradual", 1, [0] * 3 + [1] * 2 + [2] * 3 + [3] * 2 + ["all"] * 2),
+        ("gradual", 0.4, [0, 1, 2, 3] + ["all"] * 8),
+        ("lp-ft", 2, [0] * 5 + ["all"] * 7),
+        (1, 2, [1] * 12),
+    ],
+)
+def test_presets_are_phases(preset, epochs, expected):
+    stages = find(build("timm/test_efficientnet", 5, seed=0))
+    shallow = replace(stages, stages=stages.stages[-4:])
+    unfreeze = unfreeze_of(ModelConfig(name="timm/x", unfreeze=preset, unfreeze_epochs=epochs), shallow)
+    assert [depth_at(step, unfreeze, PLAN) for step in range(12)] == expected
+    assert deepest(unfreeze, stages) == (stages.num_stages if preset != 1 else 1)
