@@ -46,6 +46,9 @@ class DataConfig(Section):
     resample: Annotated[Literal["none", "balanced", "sqrt"], LATER] = "none"
     """How often training sees each class: none: as often as it has rows; balanced: all equally often; sqrt: by the
     square root of its rows. An epoch is as long as without; the rows of a class come in turn."""
+    neighbours: Annotated[int, Field(ge=1, le=64), LATER] = 1
+    """Images that lie one after the other in a shard and are read at once, into one batch; 1: any order of all images
+    is equally likely. 8 makes reading from shards cheap; where their images are sorted by class, batches are too."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side of the network's square input in pixels; default: the size of its pretrained config."""
     bad_image_budget: Fraction = 0.01
@@ -60,6 +63,12 @@ class DataConfig(Section):
     fetch_threads: Annotated[int, Field(ge=1, le=256), OPERATIONAL] | None = None
     """Objects that one decoding task reads from the store at the same time; default: 16, or 2 of a directory, whose
     disk answers sooner than threads take turns."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> DataConfig:
+        if self.neighbours > 1 and self.resample != "none":
+            raise ValueError("neighbours reads what lies together, resample what is of one class: use one of them")
+        return self
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> DataConfig:

@@ -4,20 +4,22 @@ Training reads one endless sequence, the epoch permutations end to end. Step s t
 rank r of W its r-th share of them, so batches are always full, an epoch may end inside one, and another world size
 sees the same rows in the same step.
 
-Two things bend the sequence without adding state. Resampling: an epoch's permutation is over draws, of which each class
-has a fixed number; the n-th draw of a class takes the n-th row of its own endless sequence of permutations. Repeated
-views: a step has G / V places of the sequence, and each stands in it V times.
+Three things bend the sequence without adding state. Neighbours: an epoch's permutation is over groups of rows that lie
+one after the other in the source; where the groups begin changes with the epoch. Resampling: it is over draws, of which
+each class has a fixed number; the n-th draw of a class takes the n-th row of its own endless sequence of permutations.
+Repeated views: a step has G / V places of the sequence, and each stands in it V times.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycnn.config import Config
 from raycnn.data.keyed import derive_seed, mix64, permute
@@ -40,6 +42,8 @@ class Plan:
         views: places of a step that show the same row.
         quotas: (rows, draws an epoch) of each class, in the order of the table, whose draws add up to num_rows; empty:
             each row once an epoch.
+        lying: int64[num_rows], the rows in the order in which they lie in the source; None: the table's.
+        neighbours: rows of a group.
     """
 
     num_rows: int
@@ -47,6 +51,8 @@ class Plan:
     seed: int
     views: int = 1
     quotas: tuple[tuple[int, int], ...] = ()
+    neighbours: int = 1
+    lying: Int64s | None = field(default=None, repr=False, compare=False)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -72,10 +78,20 @@ class Plan:
         starts = np.arange(step, step + steps, dtype=np.int64)[:, None] * distinct
         views, places = np.divmod(np.arange(rank * each, (rank + 1) * each, dtype=np.int64), distinct)
         epochs, offsets = np.divmod((starts + places[None, :]).ravel(), self.num_rows)
-        rows = permute(offsets, self.num_rows, self._keys("order", epochs))
+        keys = self._keys("order", epochs)
+        rows = permute(offsets, self.num_rows, keys) if self.neighbours == 1 else self._grouped(offsets, keys)
         if self.quotas:
             rows, epochs = self._resampled(rows, epochs)
         return rows, epochs * self.views + np.tile(views, steps)
+
+    def _grouped(self, offsets: Int64s, keys: npt.NDArray[np.uint64]) -> Int64s:
+        """The rows of an epoch: whole groups at random, and last the rows that are too few for one."""
+        groups, places = np.divmod(offsets, self.neighbours)
+        whole = groups < self.num_rows // self.neighbours
+        groups[whole] = permute(groups[whole], self.num_rows // self.neighbours, keys[whole])
+        turns = (mix64(keys) % np.uint64(self.num_rows)).astype(np.int64)
+        lies = (groups * self.neighbours + places + turns) % self.num_rows
+        return lies if self.lying is None else self.lying[lies]
 
     def _resampled(self, draws: Int64s, epochs: Int64s) -> tuple[Int64s, Int64s]:
         """The rows of an epoch's draws, and how often each came before."""
@@ -101,8 +117,11 @@ def plan_of(config: Config, table: pa.Table) -> Plan:
     if config.data.resample != "none":
         _, counts = np.unique(table["label"].to_numpy(), return_counts=True)
         quotas = tuple(zip(counts.tolist(), draws_per_epoch(counts, config.data.resample).tolist(), strict=True))
-    seed = derive_seed(config.train.seed, "data")
-    return Plan(len(table), config.train.global_batch, seed, config.augment.views, quotas)
+    lying = None
+    if config.data.neighbours > 1:
+        lying = pc.sort_indices(table, [("key", "ascending"), ("offset", "ascending")]).to_numpy().astype(np.int64)
+    seed, neighbours = derive_seed(config.train.seed, "data"), config.data.neighbours
+    return Plan(len(table), config.train.global_batch, seed, config.augment.views, quotas, neighbours, lying)
 
 
 def draws_per_epoch(counts_K: Int64s, kind: Literal["none", "balanced", "sqrt"]) -> Int64s:

@@ -1,11 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycnn.data.plan import Plan, draws_per_epoch
+from raycnn.config import Config
+from raycnn.data.plan import Plan, draws_per_epoch, plan_of
 
-PLANS = st.builds(Plan, num_rows=st.integers(1, 3000), global_batch=st.integers(1, 97), seed=st.integers(0, 2**62))
+PLANS = st.builds(
+    Plan, num_rows=st.integers(1, 3000), global_batch=st.integers(1, 97), seed=st.integers(0, 2**62),
+    neighbours=st.sampled_from([1, 1, 2, 7, 8]),
+)  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -19,7 +26,7 @@ def test_every_epoch_holds_every_row_exactly_once(plan):
 @settings(max_examples=40, deadline=None)
 @given(PLANS, st.integers(0, 500), st.sampled_from([1, 2, 3, 4, 8]))
 def test_another_world_size_sees_the_same_rows_in_the_same_step(plan, step, world):
-    plan = Plan(plan.num_rows, plan.global_batch * world, plan.seed)
+    plan = replace(plan, global_batch=plan.global_batch * world)
     shares = [plan.share(step, rank, world) for rank in range(world)]
     rows, epochs = plan.share(step)
     assert np.array_equal(np.concatenate([s[0] for s in shares]), rows)
@@ -50,6 +57,35 @@ def test_seeds_and_epochs_give_unlike_orders():
     for i, a in enumerate(orders):
         for b in orders[:i]:
             assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+
+
+def test_neighbours_stay_together_and_differ_from_epoch_to_epoch():
+    lying = np.random.default_rng(0).permutation(100)
+    plan = Plan(100, 16, 3, neighbours=8, lying=lying)
+    rows, epochs = plan.share(0, steps=plan.steps(3))
+    place = np.argsort(lying)
+    beginnings = []
+    for epoch in range(3):
+        groups = place[rows[epochs == epoch]][:96].reshape(12, 8)
+        assert (np.diff(groups) % 100 == 1).all()
+        beginnings.append(groups[:, 0].tolist())
+    assert len({begin % 8 for begins in beginnings for begin in begins}) > 1
+    assert beginnings[0] != sorted(beginnings[0])
+
+
+def test_groups_come_in_every_order_alike():
+    # of 40 rows in groups of 4, the first of an epoch is each group equally often, wherever the groups begin
+    rows, _ = Plan(40, 40, 11, neighbours=4).share(0, steps=4000)
+    firsts = np.bincount(rows.reshape(-1, 40)[:, 0], minlength=40)
+    assert firsts.sum() == 4000
+    assert abs(firsts - 100).max() < 5 * np.sqrt(100)
+
+
+def test_the_order_in_which_rows_lie_is_the_sources(tmp_path):
+    table = pa.table({"key": ["b", "a", "a"], "offset": [0, 900, 100], "label": [0, 1, 2]})
+    tree = {"run": {"name": "r", "storage": str(tmp_path)}, "data": {"source": "s", "neighbours": 2}}
+    config = Config.model_validate(tree | {"model": {"name": "reference/lenet"}})
+    assert plan_of(config, table).lying.tolist() == [2, 1, 0]
 
 
 COUNTS = st.lists(st.integers(1, 300), min_size=1, max_size=12)
