@@ -25,6 +25,7 @@ from raycnn.data.fetch import read_image, threads_for
 from raycnn.data.keeping import Keeper, Kept
 from raycnn.data.keyed import derive_seed, uniforms
 from raycnn.data.rowgroups import open_rows
+from raycnn.data.spans import Row, Span, spans
 from raycnn.data.transforms import Preprocessing, eval_view, train_view
 from raycnn.errors import ObjectDamaged, ObjectNotFound
 from raycnn.memory import keep_freed_memory
@@ -95,33 +96,36 @@ class ImageReader:
         start, decoders = time.perf_counter(), _Decoders(min(_DECODES_AT_ONCE, self.fetch_threads))
         size = self.preprocessing.image_size
         images_NHWC = np.zeros((len(rows), size, size, 3), np.uint8)
-        places = np.flatnonzero(rows != PADDING)
-        picked = table.take(rows[places])
+        where = np.flatnonzero(rows != PADDING)
+        picked = table.take(rows[where])
+        order = pc.sort_indices(picked, [("key", "ascending"), ("offset", "ascending")]).to_numpy()
+        where, picked = where[order], picked.take(order)  # as they lie
         hashes = picked["key_hash"].to_numpy().astype(np.uint64)
-        draws = uniforms(derive_seed(self.seed, "augment"), epochs[places], hashes, NUM_DRAWS)
-        reasons = [""] * len(rows)
+        draws = uniforms(derive_seed(self.seed, "augment"), epochs[where], hashes, NUM_DRAWS)
+        reasons, listed = [""] * len(rows), picked.to_pylist()
         kept = self.keeper.open(table) if self.keeper else None
 
-        def fill(place: int, row: dict[str, Any], draws_of_row: npt.NDArray[np.float64]) -> None:
-            try:
-                image = self._image(int(rows[place]), row, kept, decoders)
-                with decoders():
-                    images_NHWC[place] = self._view(image, draws_of_row)
-            except (ObjectNotFound, ObjectDamaged, BadImage) as error:
-                reasons[place] = reason_of(error)
+        def fill(span: slice) -> None:
+            together = Span(self.source, listed[span])
+            for place, row, draws_of_row in zip(where[span], listed[span], draws[span], strict=True):
+                try:
+                    image = self._image(int(rows[place]), row, together, kept, decoders)
+                    with decoders():
+                        images_NHWC[place] = self._view(image, draws_of_row)
+                except (ObjectNotFound, ObjectDamaged, BadImage) as error:
+                    reasons[place] = reason_of(error)
 
         with ThreadPoolExecutor(self.fetch_threads) as pool:
-            order = pc.sort_indices(picked, [("key", "ascending"), ("offset", "ascending")]).to_numpy()  # as they lie
-            list(pool.map(fill, places[order], picked.take(order).to_pylist(), draws[order]))
+            list(pool.map(fill, spans(listed)))
         total_s = time.perf_counter() - start
         decode_s = min(decoders.busy_s / decoders.number, total_s)
         return Images(images_NHWC, reasons, total_s - decode_s, decode_s, kept.hits if kept else 0)
 
-    def _image(self, number: int, row: dict[str, Any], kept: Kept | None, decoders: _Decoders) -> Image.Image:
+    def _image(self, number: int, row: Row, span: Span, kept: Kept | None, decoders: _Decoders) -> Image.Image:
         if kept is not None and (data := kept.get(number, row["sha256"])) is not None:
             with decoders():
                 return decode(data, self.limits)
-        data, image = open_row(self.source, row, self.limits, decoders)
+        data, image = open_row(self.source, row, self.limits, decoders, span.get(row))
         if kept is not None:
             kept.put(number, data)
         return image
@@ -151,14 +155,26 @@ class _Decoders:
 
 
 def open_row(
-    source: str, row: dict[str, Any], limits: Limits, decoding: Callable[[], AbstractContextManager[None]] = nullcontext
+    source: str,
+    row: Row,
+    limits: Limits,
+    decoding: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ahead: bytes = b"",
 ) -> tuple[bytes, Image.Image]:
     """The bytes of one row and the image they are, checked against the index; decoded inside `decoding`.
+
+    Args:
+        source: uri that the row's key is relative to.
+        row: of a manifest.
+        limits: what is refused.
+        decoding: entered around the decoding.
+        ahead: its bytes as they were read with others'; b"": they are read now.
 
     Raises:
         ObjectNotFound, ObjectDamaged, BadImage: it cannot be used.
         StorageError: the store itself failed.
     """
+    reads = iter([ahead] if ahead else [])
 
     def fault(data: bytes) -> str:
         if row["sha256"] is None:
@@ -166,7 +182,7 @@ def open_row(
         return "" if hashlib.sha256(data).digest() == row["sha256"] else "changed since it was indexed"
 
     def read() -> bytes:
-        return open_rows(source).get(row["key"], row["offset"], row["length"])
+        return next(reads, b"") or open_rows(source).get(row["key"], row["offset"], row["length"])
 
     def open_image(data: bytes) -> Image.Image:
         with decoding():
