@@ -117,11 +117,15 @@ def plan_of(config: Config, table: pa.Table) -> Plan:
     if config.data.resample != "none":
         _, counts = np.unique(table["label"].to_numpy(), return_counts=True)
         quotas = tuple(zip(counts.tolist(), draws_per_epoch(counts, config.data.resample).tolist(), strict=True))
-    lying = None
-    if config.data.neighbours > 1:
-        lying = pc.sort_indices(table, [("key", "ascending"), ("offset", "ascending")]).to_numpy().astype(np.int64)
     seed, neighbours = derive_seed(config.train.seed, "data"), config.data.neighbours
-    return Plan(len(table), config.train.global_batch, seed, config.augment.views, quotas, neighbours, lying)
+    places = lying(table) if neighbours > 1 else None
+    return Plan(len(table), config.train.global_batch, seed, config.augment.views, quotas, neighbours, places)
+
+
+def lying(table: pa.Table) -> Int64s:
+    """The rows of a table in the order in which they lie in the source, int64[rows]."""
+    order = pc.sort_indices(table, [("key", "ascending"), ("offset", "ascending")])
+    return np.asarray(order.to_numpy(), np.int64)
 
 
 def draws_per_epoch(counts_K: Int64s, kind: Literal["none", "balanced", "sqrt"]) -> Int64s:

@@ -48,8 +48,8 @@ def ingest(root: Path) -> list[Row]:
             "DataLoader": ("torch_loader", files),
             "Ray Data": ("ray_data", files),
             "objects": ("raycnn", remote),
-            "shards": ("raycnn", small),
-            "kept": ("raycnn", kept),
+            "shards": ("neighbours", small),
+            "kept": ("neighbours", kept),
         }
         for peer in FORMATS if PEERS.exists() else ():
             run("write", peer, files, str(root / peer))

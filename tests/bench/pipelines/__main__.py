@@ -40,7 +40,7 @@ def paced(index: str, rate: str, start: float) -> dict[str, float]:
 
 
 def side(name: str, source: str) -> Iterator[int]:
-    if name in ("raycnn", "threads", "limit"):
+    if name in ("raycnn", "neighbours", "threads", "limit"):
         from tests.bench.pipelines import ours
 
         found: Iterator[int] = getattr(ours, name)(source)

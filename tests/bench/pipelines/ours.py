@@ -13,8 +13,9 @@ import simplejpeg
 from raycnn.config import AugmentConfig
 from raycnn.data.dataset import TrainOrder, batches_per_block, stream
 from raycnn.data.decode import Limits
+from raycnn.data.fetch import threads_for
 from raycnn.data.manifest import Index, read_index
-from raycnn.data.plan import Plan
+from raycnn.data.plan import Plan, lying
 from raycnn.data.reader import COLUMNS, ImageReader
 from raycnn.data.transforms import Preprocessing
 from raycnn.storage import open_store
@@ -23,11 +24,12 @@ from tests.bench.pipelines import BATCH, MEAN, SIZE, STD, WORKERS
 PREPROCESSING = Preprocessing(SIZE, 0.875, "bilinear", MEAN, STD)
 
 
-def raycnn(index: str) -> Iterator[int]:
+def raycnn(index: str, neighbours: int = 1) -> Iterator[int]:
     """One rank's stream, with the CPUs of a rank that only waits; normalised as on the device.
 
     Args:
         index: STORAGE/index/HASH.
+        neighbours: images that are read together.
     """
     import torch
 
@@ -37,9 +39,14 @@ def raycnn(index: str) -> Iterator[int]:
     prepare(torch.device("cpu"), 1)
     normalize, pinned = Normalize(PREPROCESSING), _index(index)
     with connect():
-        for batch in stream(_reader(pinned), *_work(pinned), task_cpus=division(1).total / 2):
+        for batch in stream(_reader(pinned), *_work(pinned, neighbours=neighbours), task_cpus=division(1).total / 2):
             normalize(to_device(batch.images_NHWC, torch.device("cpu")))
             yield len(batch.rows)
+
+
+def neighbours(index: str) -> Iterator[int]:
+    """The same from shards, eight neighbours at a time."""
+    return raycnn(index, neighbours=8)
 
 
 def paced(index: str, rate: float, late: list[float]) -> Iterator[int]:
@@ -93,11 +100,11 @@ def _index(path: str) -> Index:
 
 
 def _reader(index: Index, **settings: int) -> ImageReader:
-    limits = Limits(10**8, 10**8)
-    return ImageReader(index.source, PREPROCESSING, limits, augment=AugmentConfig(), **settings)
+    settings = {"fetch_threads": threads_for(index.source, None)} | settings
+    return ImageReader(index.source, PREPROCESSING, Limits(10**8, 10**8), augment=AugmentConfig(), **settings)
 
 
-def _work(index: Index, epochs: int = 1) -> tuple[object, TrainOrder]:
+def _work(index: Index, epochs: int = 1, neighbours: int = 1) -> tuple[object, TrainOrder]:
     table = index.rows("train").select(COLUMNS)
-    plan = Plan(len(table), BATCH, 0)
+    plan = Plan(len(table), BATCH, 0, neighbours=neighbours, lying=lying(table))
     return table, TrainOrder(plan, 0, 1, 0, plan.steps(epochs), batches_per_block(BATCH))
