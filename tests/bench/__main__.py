@@ -37,9 +37,9 @@ def main() -> None:
         print(f"==> {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="raycnn-bench-") as folder:
             rows += measures[name](Path(folder))
-    OUT.mkdir(exist_ok=True)
-    (OUT / "table.md").write_text(markdown(rows))
-    plot(rows, OUT / "table.svg")
+        OUT.mkdir(exist_ok=True)  # after each, since an hour may be cut short
+        (OUT / "table.md").write_text(markdown(rows))
+        plot(rows, OUT / "table.svg")
     print(f"\n{markdown(rows)}\n{OUT}: table.md, table.svg", flush=True)
 
 
