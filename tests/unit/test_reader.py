@@ -11,6 +11,7 @@ from raycnn.config import AugmentConfig
 from raycnn.data import reader as reading
 from raycnn.data.decode import Limits
 from raycnn.data.keeping import Keeper
+from raycnn.data.plan import Plan, lying
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import StorageError
@@ -145,3 +146,26 @@ def test_the_seconds_say_whether_bytes_or_decoding_took_them(table, tmp_path, mo
     monkeypatch.setattr(place, name, slowly)
     read = reader(tmp_path, fetch_threads=1).read(table, np.arange(4), ZEROS)
     assert (read.fetch_s, read.decode_s) == ((1, 0) if slow == "fetch" else (0, 4))  # one request for the four
+
+
+def test_neighbours_of_a_shard_come_with_one_request_for_each_group(tmp_path, monkeypatch):
+    rows, shard = [], b""
+    for number in range(64):
+        pixels = np.random.default_rng(number).integers(0, 256, (80, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
+        place = {"key": "shard.tar", "offset": len(shard), "length": len(buffer.getvalue())}
+        rows.append(place | {"sha256": hashlib.sha256(buffer.getvalue()).digest(), "key_hash": number})
+        shard += buffer.getvalue()
+    (tmp_path / "shard.tar").write_bytes(shard)
+    table, gets, get = pa.Table.from_pylist(rows), [], LocalStore.get
+    monkeypatch.setattr(LocalStore, "get", lambda self, *place: gets.append(place) or get(self, *place))
+    requests = {}
+    for neighbours in (1, 8):
+        plan = Plan(64, 16, 0, neighbours=neighbours, lying=lying(table))
+        gets.clear()
+        for step in range(12):
+            read = reader(tmp_path).read(table, *plan.share(step))
+            assert read.reasons == [""] * 16
+        requests[neighbours] = len(gets)
+    assert requests[8] <= 12 * 3 + 3  # two groups a step, three where an epoch ends inside of it
+    assert requests[1] > 12 * 6
