@@ -49,7 +49,8 @@ class AugmentConfig(Section):
     """Aspect ratio (width / height) of the rectangle, [low, high]."""
     mixup: Annotated[float, Field(ge=0, le=100), LATER] = 0.0
     """MixUp: each image is blended with its neighbour in the batch, and so is the loss, by a share drawn from
-    Beta(x, x); 0: not at all. Needs an even number of rows per worker and step."""
+    Beta(x, x); 0: not at all. Needs an even number of rows per worker and step
+    (with data.neighbours a multiple of 2, 4, ... of those)."""
     cutmix: Annotated[float, Field(ge=0, le=100), LATER] = 0.0
     """CutMix: each image gets a rectangle of its neighbour in the batch, whose area is drawn by Beta(x, x); 0: not at
     all. With mixup too, each image has one or the other by even chance."""

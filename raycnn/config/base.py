@@ -18,6 +18,9 @@ Metric = Literal[
     "f1", "average_precision", "brier", "map", "micro_f1", "subset_accuracy", "rmse", "mae", "r2",
 ]  # fmt: skip
 
+Tta = Literal["none", "hflip", "flips", "crops", "crops_hflip"]
+Prior = Literal["trained", "rows", "uniform", "estimated"]
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown fields, finite numbers only."""

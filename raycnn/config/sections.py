@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raycnn.config.augment import AugmentConfig
-from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Section
+from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
 from raycnn.config.search import SearchConfig
 from raycnn.errors import ConfigError
 
@@ -291,6 +291,13 @@ class EvaluateConfig(Section):
     """Rows to evaluate."""
     step: Annotated[int, Field(ge=0), OPERATIONAL] | Literal["best", "latest"] = "best"
     """Checkpoint: a step, best or latest."""
+    tta: Tta = "none"
+    """Views of each image whose mean probabilities count. hflip: it and its mirror image; flips: also upside down, four
+    in all; crops: the four corners and the centre of a somewhat larger square; crops_hflip: their mirror images too."""
+    prior: Prior = "trained"
+    """Shares of the classes that probabilities are to hold for. trained: as training saw them, see data.resample,
+    loss.class_weights and loss.logit_adjustment; rows: as in the training rows; uniform: all equal; estimated: from
+    the images that are evaluated, without their labels (Saerens et al., 2002)."""
 
 
 class PredictConfig(Section):
@@ -302,6 +309,10 @@ class PredictConfig(Section):
     """Parquet file to write; default: predictions/ of the run."""
     step: Annotated[int, Field(ge=0), OPERATIONAL] | Literal["best", "latest"] = "best"
     """Checkpoint: a step, best or latest."""
+    tta: Tta = "none"
+    """Views of each image, see evaluate.tta."""
+    prior: Literal["trained", "rows", "uniform"] = "trained"
+    """Shares of the classes, see evaluate.prior."""
 
 
 class LrFindConfig(Section):
@@ -371,11 +382,17 @@ class Config(Section):
             raise ConfigError("sync ties the passes of all workers together", where="train.micro_batch", fix=fix)
         return self
 
+    @property
+    def apart(self) -> int:
+        """Places of a batch between two that are mixed: a power of two, so many that they do not lie together."""
+        return 1 << (self.data.neighbours - 1).bit_length()
+
     @model_validator(mode="after")
     def _whole_pairs(self) -> Config:
         batch, workers, views = self.train.global_batch, self.train.workers, self.augment.views
-        if self.augment.mixes and batch // workers % 2:
-            fix = "choose train.global_batch and train.workers so that every worker has an even number of rows a step"
+        if self.augment.mixes and batch // workers % (2 * self.apart):
+            needed = f"a multiple of {2 * self.apart}"
+            fix = f"choose train.global_batch and train.workers so that every worker has {needed} rows a step"
             raise ConfigError("images are mixed in pairs", where="augment.mixup, augment.cutmix", fix=fix)
         if batch % views:
             raise ConfigError(f"{batch} is not a multiple of it", where="augment.views", fix="see train.global_batch")

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from raycnn.config import Config
 from raycnn.data.keyed import derive_seed, mix64, permute
+from raycnn.errors import DataError
 
 Int64s = npt.NDArray[np.int64]
 _EPSILON = 1e-9
@@ -112,10 +113,16 @@ def plan_of(config: Config, table: pa.Table) -> Plan:
     Args:
         config: of the run.
         table: the training rows, sorted by label.
+
+    Raises:
+        DataError: data.resample, and labels that are no classes.
     """
     quotas: tuple[tuple[int, int], ...] = ()
     if config.data.resample != "none":
-        _, counts = np.unique(table["label"].to_numpy(), return_counts=True)
+        labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
+        if (labels < 0).any():
+            fix = "leave it out, or give one class per image"
+            raise DataError("only images of one class each can be resampled", where="data.resample", fix=fix)
         quotas = tuple(zip(counts.tolist(), draws_per_epoch(counts, config.data.resample).tolist(), strict=True))
     seed, neighbours = derive_seed(config.train.seed, "data"), config.data.neighbours
     places = lying(table) if neighbours > 1 else None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raycnn.config import Config
+from raycnn.config.base import Tta
 from raycnn.data.manifest import Index, read_index, shown_names
 from raycnn.data.reader import COLUMNS
 from raycnn.errors import DataError
 from raycnn.results.inference import infer
+from raycnn.results.priors import correction
 from raycnn.results.statistics import bootstrap_by_group, wilson
 from raycnn.storage import Store, open_store
 from raycnn.training.checkpoint import Commit
@@ -43,8 +45,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     index = read_index(storage, run.index, columns=INDEX_COLUMNS)
     if config.evaluate.split == "test":
         count_look(store)
-    scores = score(config, store, commit, index)
+    scores = score(config, store, commit, index, tta=config.evaluate.tta)
     problem = scores.problem
+    correct = correction(storage, run, problem, config.evaluate.prior)
+    scores = replace(scores, outputs_NK=correct(scores.outputs_NK))
     return {
         "run": config.run.name,
         "step": commit.step,
@@ -74,7 +78,9 @@ class Scores:
     groups_N: list[str | None]
 
 
-def score(config: Config, store: Store, commit: Commit, index: Index, scorers: Sequence[Any] = ()) -> Scores:
+def score(
+    config: Config, store: Store, commit: Commit, index: Index, scorers: Sequence[Any] = (), tta: Tta = "none"
+) -> Scores:
     """Scores of a checkpoint on the readable rows of `evaluate.split`.
 
     Args:
@@ -82,7 +88,7 @@ def score(config: Config, store: Store, commit: Commit, index: Index, scorers: S
         store: the folder that holds the commit.
         commit: the checkpoint.
         index: with the columns INDEX_COLUMNS.
-        scorers: see `infer`.
+        scorers, tta: see `infer`.
 
     Raises:
         DataError: no rows, or more of them unreadable than data.bad_image_budget.
@@ -90,7 +96,7 @@ def score(config: Config, store: Store, commit: Commit, index: Index, scorers: S
     table = index.rows(config.evaluate.split)
     if not len(table):
         raise DataError("the split has no rows", where=f"evaluate.split: {config.evaluate.split}", fix="choose another")
-    found = list(infer(config, store, commit, index.source, table, scorers=scorers))
+    found = list(infer(config, store, commit, index.source, table, scorers=scorers, tta=tta))
     reasons = np.concatenate([scored.reasons for scored in found])
     good = reasons == ""
     if (~good).mean() > config.data.bad_image_budget:

@@ -14,9 +14,11 @@ import torch
 
 from raycnn.cluster import CpuDivision, division
 from raycnn.config import Config
+from raycnn.config.base import Tta
 from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
+from raycnn.results.tta import tta_outputs, tta_preprocessing
 from raycnn.storage import Store
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import Commit
@@ -49,7 +51,7 @@ def read_classifier(store: Store, commit: Commit, precision: str, device: torch.
 
 def infer(
     config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0,
-    scorers: Sequence[Any] = (),
+    scorers: Sequence[Any] = (), tta: Tta = "none",
 ) -> Iterator[Scored]:  # fmt: skip
     """Scores of every row of `table` by a checkpoint, in order; the bits do not depend on the number of workers.
 
@@ -61,12 +63,13 @@ def infer(
         table: with the columns COLUMNS.
         start: rows to leave out, as many as were got before.
         scorers: actors that are there, with the method `Pack.score`; without any, new ones.
+        tta: of new actors.
     """
     if start == len(table):
         return
     facts = read_state(store, commit).network
     cpus = division(config.train.workers)
-    reader = ImageReader.of(config.data, source, facts.preprocessing)
+    reader = ImageReader.of(config.data, source, tta_preprocessing(facts.preprocessing, tta))
     chunks = -(-len(table) // facts.chunk)
     # few rows, too, are shared out evenly
     per_block = max(1, min(batches_per_block(facts.chunk), chunks // (2 * config.train.workers)))
@@ -76,22 +79,22 @@ def infer(
     if scorers:
         scored = _sent_to(scorers, dataset, store, commit, config)
     else:
-        scored = _by_new_actors(dataset, order.num_blocks - first, cpus, store, commit, config)
+        scored = _by_new_actors(dataset, order.num_blocks - first, cpus, (store, commit, config, tta))
     for got in scored:
         real = (got["row"] != PADDING) & (got["row"] >= start)
         yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
 
 
 def _by_new_actors(
-    dataset: Any, num_blocks: int, cpus: CpuDivision, store: Store, commit: Commit, config: Config
+    dataset: Any, num_blocks: int, cpus: CpuDivision, scorer: tuple[Store, Commit, Config, Tta]
 ) -> Iterator[Block]:
     import ray
 
     dataset = dataset.map_batches(
         Scorer,
-        fn_constructor_args=(store, commit, config),
+        fn_constructor_args=scorer,
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(config.train.workers, num_blocks)),
+        compute=ray.data.ActorPoolStrategy(size=min(scorer[2].train.workers, num_blocks)),
         num_cpus=cpus.per_rank,
         num_gpus=1 if cpus.gpus else 0,
     )
@@ -113,15 +116,17 @@ def _sent_to(scorers: Sequence[Any], dataset: Any, store: Store, commit: Commit,
 class Scorer:
     """The network in one actor: blocks of images to logits, in chunks of the checkpoint's fixed size."""
 
-    def __init__(self, store: Store, commit: Commit, config: Config) -> None:
+    def __init__(self, store: Store, commit: Commit, config: Config, tta: Tta = "none") -> None:
         import ray
 
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         prepare(device, config.train.threads)
+        self._tta = tta
         self.network = read_classifier(store, commit, config.train.precision, device)
 
     def __call__(self, block: Block) -> Block:
         """Columns image, row, reason to row, reason, logits."""
-        logits_NK = self.network.logits(block["image"])
+        size = self.network.preprocessing.image_size
+        logits_NK = tta_outputs(self.network.logits, block["image"], size, self._tta, self.network.problem.task)
         logits_NK[block["reason"] != ""] = 0
         return {"row": block["row"], "reason": block["reason"], "error": block["error"], "logits": logits_NK}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raycnn.data.sources import list_images
 from raycnn.errors import DataError
 from raycnn.results.inference import Scored, infer
 from raycnn.results.parts import Parts
+from raycnn.results.priors import correction
 from raycnn.storage import Store, open_store
 from raycnn.training.commit import Commit
 from raycnn.training.run import find_commit, read_state
@@ -49,6 +51,7 @@ def predict(config: Config) -> dict[str, Any]:
     facts = read_state(store, commit).network
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
     keys, unreadable = shown_names(table), 0
+    correct = correction(storage, run, facts.problem, config.predict.prior)
     schema = pa.schema(
         [
             ("key", pa.string()),
@@ -64,8 +67,8 @@ def predict(config: Config) -> dict[str, Any]:
             for rows in parts.read():
                 writer.write_table(rows)
                 unreadable += len(rows) - rows["reason"].null_count
-            for scored in infer(config, store, commit, source, table, start=parts.rows):
-                rows = _rows(scored, keys, facts, schema)
+            for scored in infer(config, store, commit, source, table, start=parts.rows, tta=config.predict.tta):
+                rows = _rows(replace(scored, logits_NK=correct(scored.logits_NK)), keys, facts, schema)
                 writer.write_table(rows)
                 parts.add(rows)
                 unreadable += len(rows) - rows["reason"].null_count
@@ -83,7 +86,8 @@ def predict(config: Config) -> dict[str, Any]:
 
 def _digest(config: Config, source: str, table: pa.Table, commit: Commit) -> str:
     """Of all that decides the rows: the checkpoint, the images, what is refused of them."""
-    settings = [config.data.max_pixels, config.data.max_bytes, config.train.precision]
+    settings: list[Any] = [config.data.max_pixels, config.data.max_bytes, config.train.precision]
+    settings += [config.predict.tta, config.predict.prior]
     about = [source, commit.name, commit.manifest["files"], *settings]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     columns = [name for name in COLUMNS if name in table.column_names]

@@ -3,6 +3,7 @@
 All is drawn by what it is for. Flips and erasing: by (seed, view, image), as the crops of decoding tasks are. Mixing:
 by (seed, step, place in the global batch), and a place's partner is its neighbour, 2k and 2k + 1: since neighbours in a
 permutation are any two rows, nothing is lost, and since every rank has whole pairs, nothing depends on their number.
+Where neighbours lie together in the source (data.neighbours), partners are as many places apart.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from raycnn.config import AugmentConfig
 from raycnn.data.draws import ERASE, ERASE_AREA, ERASE_LEFT, ERASE_RATIO, ERASE_TOP, HFLIP, NUM_DRAWS, VFLIP
 from raycnn.data.keyed import derive_seed, uniforms
+from raycnn.training.device import to_device
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -48,18 +50,20 @@ class DeviceViews:
         augment: the config's.
         seed: of the reader.
         side: of the images, in pixels.
+        apart: places between two that are mixed, a power of two.
     """
 
     augment: AugmentConfig
     seed: int
     side: int
+    apart: int = 1
 
     def flip(self, images_NHWC: Tensor, draws: Floats) -> Tensor:
         """The images, mirrored as their draws say; the bits that a flip of each alone would give."""
         for index, chance, axis in ((HFLIP, self.augment.hflip, 2), (VFLIP, self.augment.vflip, 1)):
             chosen = np.flatnonzero(draws[:, index] < chance)
             if len(chosen):
-                places = torch.from_numpy(chosen).to(images_NHWC.device)
+                places = to_device(chosen, images_NHWC.device)
                 images_NHWC = images_NHWC.index_copy(0, places, images_NHWC[places].flip(axis))
         return images_NHWC
 
@@ -90,13 +94,13 @@ class DeviceViews:
 
         Args:
             step: of the plan.
-            first: where the rows of this rank begin in the global batch, an even number.
+            first: where the rows of this rank begin in the global batch, a multiple of 2 * apart as their number is.
             valid_N: the rows that have an image; one without, and its partner, stay as they are.
         """
         num, augment = len(valid_N), self.augment
         places = np.arange(first, first + num)
         draws = uniforms(derive_seed(self.seed, "mix"), np.full(num, step), places.astype(np.uint64), _MIX_DRAWS)
-        partners_N = np.arange(num) ^ 1
+        partners_N = np.arange(num) ^ self.apart
         chance = (augment.cutmix > 0) * (1.0 if augment.mixup == 0 else 0.5)
         cut = draws[:, _CUTMIX] < chance
         shares_N = beta(np.where(cut, augment.cutmix, augment.mixup), draws[:, _BETA:])
@@ -112,10 +116,10 @@ class DeviceViews:
         """
         device = images_NCHW.device
         blended = (mix.boxes_N4 == 0).all(1)
-        weights = torch.from_numpy(np.where(blended, mix.shares_N, 1.0)).float().to(device)[:, None, None, None]
+        weights = to_device(np.where(blended, mix.shares_N, 1.0).astype(np.float32), device)[:, None, None, None]
         if not blended.all():
             weights = weights * ~self._inside(mix.boxes_N4, device)
-        others = images_NCHW[torch.from_numpy(mix.partners_N).to(device)]
+        others = images_NCHW[to_device(mix.partners_N, device)]
         return images_NCHW * weights + others * (1 - weights)
 
     def _boxes(self, shares_N: Floats, centres_N2: Floats) -> Int64s:
@@ -127,7 +131,7 @@ class DeviceViews:
 
     def _inside(self, boxes_N4: Int64s, device: torch.device) -> Tensor:
         """bool[N, 1, S, S]: the pixels of each box."""
-        left, top, right, bottom = torch.from_numpy(boxes_N4).to(device)[:, :, None].unbind(1)
+        left, top, right, bottom = to_device(boxes_N4, device)[:, :, None].unbind(1)
         along = torch.arange(self.side, device=device)
         columns, rows = (along >= left) & (along < right), (along >= top) & (along < bottom)
         return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -121,12 +121,12 @@ class Normalize(nn.Module):
         return ((images_NHWC.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
 
 
-def to_device(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8[N, H, W, 3] on the device; pinned and not waited for on a GPU."""
-    if not images_NHWC.flags.writeable:  # a view of Ray's shared memory, which torch must not think it owns
-        images_NHWC = images_NHWC.copy()
-    images = torch.from_numpy(np.ascontiguousarray(images_NHWC))
-    return images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The same on the device, such as uint8 images_NHWC; pinned and not waited for on a GPU."""
+    if not values.flags.writeable:  # a view of Ray's shared memory, which torch must not think it owns
+        values = values.copy()
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def memory_format(inputs: Tensor) -> torch.memory_format:

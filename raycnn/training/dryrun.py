@@ -31,8 +31,9 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     Returns:
         {config, rows, stages: [{name, parameters}], modules: [path], trainable_parameters, steps,
         cpus: {total, per_rank, task}, estimates: {seconds, bytes_read, peak_memory_bytes}}. modules are those that
-        model.unfreeze may name. seconds come from a step of one rank's batch timed here, so they hold for machines
-        like this one; peak memory is that of one rank.
+        model.unfreeze may name. With data.resample also draws_per_epoch: {class: rows of it that an epoch trains on},
+        which add up to the training rows. seconds come from a step of one rank's batch timed here, so they hold for
+        machines like this one; peak memory is that of one rank.
 
     Raises:
         ConfigError: a depth that the network does not have, workers that do not fit.
@@ -48,6 +49,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "rows": {split: len(table) for split, table in rows.items()},
+        **({"draws_per_epoch": _draws(plan, index)} if plan.quotas else {}),
         "stages": [{"name": stage.name, "parameters": stage.parameters} for stage in learner.stages.stages],
         "modules": list(learner.stages.modules),
         "trainable_parameters": sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
@@ -59,6 +61,11 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
     }
+
+
+def _draws(plan: Plan, index: Index) -> dict[str, int]:
+    present = np.unique(index.rows("train")["label"].to_numpy())
+    return {index.classes[label]: draws for label, (_, draws) in zip(present, plan.quotas, strict=True)}
 
 
 def _measure(config: Config, index: Index, plan: Plan) -> tuple[Learner, float, float]:

@@ -19,6 +19,7 @@ from raycnn.data.reader import PADDING, ImageReader
 from raycnn.errors import RaycnnError
 from raycnn.training.augmenting import DeviceViews, Mix
 from raycnn.training.clock import Clock
+from raycnn.training.device import to_device
 from raycnn.training.losses import Mixed, Targets
 from raycnn.training.prefix import Prefix
 from raycnn.training.problems import ONE_LABEL, Problem
@@ -131,8 +132,8 @@ class Feed:
         if late is None or not late.augment.mixes or batch.step is None:
             return picked, valid
         mix = self._mix(late, batch.step, batch.rows)
-        partners = torch.from_numpy(mix.partners_N).to(self.device)
-        return Mixed(picked, picked[partners], torch.from_numpy(mix.shares_N).float().to(self.device)), valid
+        partners = to_device(mix.partners_N, self.device)
+        return Mixed(picked, picked[partners], to_device(mix.shares_N.astype(np.float32), self.device)), valid
 
     def _views(self, late: DeviceViews, images_NHWC: Tensor, step: int, rows: npt.NDArray[np.int64]) -> Tensor:
         """A training batch's images normalised, with the device's part of their views, float32[N, 3, S, S]."""

@@ -113,7 +113,7 @@ def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float,
     """What `config` trains and validates on, read for a network of these facts."""
     rows = index.rows("train")
     plan, augment = plan_of(config, rows), config.augment
-    late = DeviceViews(augment, plan.seed, facts.preprocessing.image_size) if augment.on_device else None
+    late = DeviceViews(augment, plan.seed, facts.preprocessing.image_size, config.apart) if augment.on_device else None
     view = {"augment": augment.decoded, "seed": plan.seed}
     return Task(
         plan=plan,

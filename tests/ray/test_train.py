@@ -1,11 +1,7 @@
 import json
-import os
-import signal
 import threading
-import time
 from itertools import pairwise
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +10,7 @@ from raycnn.errors import CheckpointError, DivergedError
 from raycnn.storage import open_store
 from raycnn.training.serialize import decode_weights
 from raycnn.training.start import best_weights
-from tests.support.runs import final_hashes, metrics
+from tests.support.runs import final_hashes, kill_one_worker, metrics
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -114,20 +110,6 @@ def test_a_killed_worker_changes_no_bit_of_the_result(world, digits, tmp_path):
     assert final_hashes(store) == final_hashes(open_store(str(tmp_path / "whole")))
     epochs = {int(name[-3:]) for name in store.folders("checkpoints")}
     assert max(epochs) > 2  # the group was started twice
-
-
-def kill_one_worker(store):
-    """kill -9 of a rank as soon as a first commit after step 0 is there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(
-            entry.key.endswith("MANIFEST.json") and "step-00000000" not in entry.key
-            for entry in store.list("checkpoints/")
-        ):
-            break
-        time.sleep(0.05)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    os.kill(workers[-1].pid, signal.SIGKILL)
 
 
 def test_a_diverging_run_ends_with_code_4_and_keeps_its_last_commit(digits, tmp_path):

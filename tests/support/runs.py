@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from typing import Any
+
+import psutil
 
 from raycnn.storage import Store
 from raycnn.training import checkpoint
@@ -19,6 +24,20 @@ def final_hashes(store: Store) -> dict[str, Any]:
         name: commit.manifest["files"][name]["sha256"] for name in ("weights.safetensors", "optimizer.pt", "state.json")
     }
     return {"step": commit.step, **files, "metrics": metrics(store)}
+
+
+def kill_one_worker(store: Store) -> None:
+    """kill -9 of a rank as soon as a first commit after step 0 is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(
+            entry.key.endswith("MANIFEST.json") and "step-00000000" not in entry.key
+            for entry in store.list("checkpoints/")
+        ):
+            break
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    os.kill(workers[-1].pid, signal.SIGKILL)
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:

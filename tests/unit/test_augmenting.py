@@ -19,6 +19,7 @@ from raycnn.data.keyed import uniforms
 from raycnn.data.plan import plan_of
 from raycnn.data.reader import PADDING
 from raycnn.data.transforms import train_view
+from raycnn.errors import ConfigError
 from raycnn.training.augmenting import _MIX_DRAWS, DeviceViews, beta
 from raycnn.training.feed import Feed
 from raycnn.training.losses import Mixed
@@ -122,6 +123,20 @@ def test_cutmix_takes_a_rectangle_and_its_share_is_what_is_left() -> None:
         if len(rows):
             assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a rectangle
     assert abs(mix.shares_N.mean() - 0.679) < 0.05  # 1/2 + 1/5 - 1/48: boxes are cut at the border
+
+
+def test_partners_do_not_lie_together() -> None:
+    late = replace(views(mixup=1.0), apart=8)
+    partners = late.mix(0, 0, np.ones(32, bool)).partners_N
+    assert (np.abs(partners - np.arange(32)) == 8).all()
+    assert (partners[partners] == np.arange(32)).all()
+    base = {"run": {"name": "r", "storage": "/x"}, "model": {"name": "reference/lenet"}}
+    for neighbours, apart in ((1, 1), (2, 2), (5, 8), (8, 8)):
+        assert load_config({**base, "data": {"source": "/y", "neighbours": neighbours}}).apart == apart
+    with pytest.raises(ConfigError, match="pairs"):
+        load_config(
+            {**base, "data": {"source": "/y", "neighbours": 8}, "augment": {"mixup": 1}, "train": {"global_batch": 8}}
+        )
 
 
 def test_both_come_by_even_chance() -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycnn.config import Config
+from raycnn.config import Config, load_config
 from raycnn.data.plan import Plan, draws_per_epoch, plan_of
+from raycnn.errors import DataError
 
 PLANS = st.builds(
     Plan, num_rows=st.integers(1, 3000), global_batch=st.integers(1, 97), seed=st.integers(0, 2**62),
@@ -154,6 +155,22 @@ def test_neighbours_are_of_any_classes():
     classes = np.repeat(np.arange(3), [500, 300, 40])[rows[: len(rows) // 2 * 2]].reshape(-1, 2)
     pairs = np.histogram2d(*classes.T, bins=3)[0] / len(classes)
     assert np.abs(pairs - 1 / 9).max() < 0.02
+
+
+def test_only_classes_can_be_resampled():
+    config = load_config(
+        {
+            "run": {"name": "r", "storage": "/x"},
+            "data": {"source": "/y", "resample": "sqrt"},
+            "model": {"name": "reference/lenet"},
+            "augment": {"views": 2},
+        }
+    )
+    plan = plan_of(config, pa.table({"label": [0] * 9 + [2] * 4}))
+    assert plan.quotas == ((9, 8), (4, 5))
+    assert plan.views == 2
+    with pytest.raises(DataError, match="one class each"):
+        plan_of(config, pa.table({"label": [-1, -1]}))
 
 
 def test_the_resampled_order_is_pinned():

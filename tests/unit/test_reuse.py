@@ -250,7 +250,10 @@ def test_other_weights_or_views_take_nothing_from_each_other(world: World) -> No
     mixing = world.task(AugmentConfig(mixup=0.4))
     assert mixing.device_views is not None
     stronger = replace(mixing.device_views, augment=AugmentConfig(mixup=0.5))
-    for other in (mixing, replace(mixing, plan=replace(mixing.plan, seed=1)), replace(mixing, device_views=stronger)):
+    world.reads.clear()
+    world.reusing(mixing, choices).prepare(0, 3)  # every row of epoch 0
+    assert world.reads
+    for other in (replace(mixing, plan=replace(mixing.plan, seed=1)), replace(mixing, device_views=stronger)):
         world.reads.clear()
         world.reusing(other, choices).prepare(0, 1)
         assert world.reads
