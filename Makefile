@@ -66,8 +66,6 @@ demo: install
 bench: install peers
 	$(BIN)/python -m tests.bench
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes demo bench growth peers gpu-check format clean
-
 # What the bench compares with, beside .venv and on top of it.
 peers: .venv-peers/.installed
 
