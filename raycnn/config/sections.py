@@ -289,6 +289,9 @@ class EvaluateConfig(Section):
 
     split: Annotated[Literal["train", "val", "test"], OPERATIONAL] = "test"
     """Rows to evaluate."""
+    thresholds: Annotated[Literal["f1", "balanced_accuracy", "none"], OPERATIONAL] = "f1"
+    """What the probabilities above which a class is there are chosen by (binary, multi-label), on the validation rows
+    at each evaluation in training; none: 0.5. They and a temperature are kept with the checkpoint."""
     step: Annotated[int, Field(ge=0), OPERATIONAL] | Literal["best", "latest"] = "best"
     """Checkpoint: a step, best or latest."""
     tta: Tta = "none"

@@ -14,6 +14,7 @@ from raycnn.data.decode import Limits, decode
 from raycnn.data.transforms import eval_view
 from raycnn.models.weights import load_state
 from raycnn.models.zoo import build
+from raycnn.training.calibration import Calibration
 from raycnn.training.device import Normalize, choose_precision, in_chunks, to_device
 from raycnn.training.serialize import decode_weights
 from raycnn.training.state import NetworkFacts
@@ -33,6 +34,7 @@ class Classifier(nn.Module):
         self.network, self.facts, self.precision = network, facts, precision
         self.normalize = Normalize(facts.preprocessing)
         self.classes, self.problem = facts.classes, facts.problem
+        self.calibration = Calibration()
         self.preprocessing = facts.preprocessing
         self.eval()
 
@@ -72,4 +74,4 @@ class Classifier(nn.Module):
         if isinstance(image, bytes):
             image = decode(image, Limits(max_pixels=2**31, max_bytes=2**31))
         outputs_1K = self.logits(eval_view(image, self.preprocessing)[None])
-        return self.problem.named(outputs_1K, self.classes)[0]
+        return self.problem.named(outputs_1K, self.classes, self.calibration)[0]

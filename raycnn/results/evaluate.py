@@ -18,6 +18,7 @@ from raycnn.results.inference import infer
 from raycnn.results.priors import correction
 from raycnn.results.statistics import bootstrap_by_group, wilson
 from raycnn.storage import Store, open_store
+from raycnn.training.calibration import Calibration
 from raycnn.training.checkpoint import Commit
 from raycnn.training.metrics import Logits
 from raycnn.training.problems import Problem
@@ -36,7 +37,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     where the manifest has groups, have percentile intervals of a bootstrap over groups.
 
     Returns:
-        {run, step, split, rows, unreadable, task, metrics, per_class, confusion}; metrics holds name and name_ci95.
+        {run, step, split, rows, unreadable, task, metrics, calibration, per_class, confusion}; metrics holds name and
+        name_ci95; ece_calibrated and loss_calibrated at the temperature {temperature, thresholds} of `calibration`,
+        and name_tuned at its thresholds; all others are of the plain outputs.
         Several labels have no confusion, numbers no classes either.
     """
     storage = open_store(config.run.storage)
@@ -48,6 +51,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     scores = score(config, store, commit, index, tta=config.evaluate.tta)
     problem = scores.problem
     correct = correction(storage, run, problem, config.evaluate.prior)
+    if scores.calibration and config.evaluate.prior != "trained":
+        correct = scores.calibration.around(correct)
     scores = replace(scores, outputs_NK=correct(scores.outputs_NK))
     return {
         "run": config.run.name,
@@ -57,6 +62,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "unreadable": len(index.rows(config.evaluate.split)) - len(scores.targets_N),
         "task": problem.task,
         "metrics": with_intervals(scores),
+        "calibration": scores.calibration.told(index.classes) if scores.calibration else None,
         **problem.details(scores.outputs_NK, scores.targets_N, index.classes),
     }
 
@@ -69,6 +75,7 @@ class Scores:
         problem: what it was trained to say, which measures outputs against targets.
         outputs_NK: float32, the network's.
         targets_N: see the problem's `targets`.
+        calibration: what was chosen on the validation rows; None: nothing.
         groups_N: the group of each row, or None.
     """
 
@@ -76,6 +83,7 @@ class Scores:
     outputs_NK: Logits
     targets_N: npt.NDArray[Any]
     groups_N: list[str | None]
+    calibration: Calibration | None = None
 
 
 def score(
@@ -104,8 +112,10 @@ def score(
         bad = ", ".join(f"{keys[i]} ({reasons[i]})" for i in np.flatnonzero(~good)[:20])
         raise DataError(f"{(~good).sum()} of {len(table)} images cannot be read: {bad}", where="data.bad_image_budget")
     problem, outputs_NK = read_state(store, commit).network.problem, np.concatenate([each.logits_NK for each in found])
+    told = commit.manifest.get("calibration")
+    calibration = None if told is None else Calibration.of(told)
     groups = [group for group, keep in zip(table["group"].to_pylist(), good, strict=True) if keep]
-    return Scores(problem, outputs_NK[good], problem.targets(table, np.flatnonzero(good)), groups)
+    return Scores(problem, outputs_NK[good], problem.targets(table, np.flatnonzero(good)), groups, calibration)
 
 
 def with_intervals(scores: Scores) -> dict[str, Any]:
@@ -125,4 +135,6 @@ def with_intervals(scores: Scores) -> dict[str, Any]:
     for name in problem.intervals:
         interval = intervals[name]
         metrics[f"{name}_ci95"] = list(interval) if interval else None
+    if scores.calibration and len(targets_N):
+        metrics |= problem.measure_calibrated(outputs_NK, targets_N, scores.calibration)
     return metrics

@@ -21,6 +21,7 @@ from raycnn.results.classifier import Classifier
 from raycnn.results.tta import tta_outputs, tta_preprocessing
 from raycnn.storage import Store
 from raycnn.training import checkpoint
+from raycnn.training.calibration import Calibration
 from raycnn.training.checkpoint import Commit
 from raycnn.training.device import prepare
 from raycnn.training.run import read_state
@@ -46,7 +47,9 @@ def read_classifier(store: Store, commit: Commit, precision: str, device: torch.
     """A checkpoint's network, its files verified."""
     files = checkpoint.verified(store, commit, ["state.json", "weights.safetensors"])
     facts = TrainState.decode(files["state.json"]).network
-    return Classifier.load(files["weights.safetensors"], facts, precision, device)
+    network = Classifier.load(files["weights.safetensors"], facts, precision, device)
+    network.calibration = Calibration.of(commit.manifest.get("calibration"))
+    return network
 
 
 def infer(

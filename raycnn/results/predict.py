@@ -21,6 +21,7 @@ from raycnn.results.inference import Scored, infer
 from raycnn.results.parts import Parts
 from raycnn.results.priors import correction
 from raycnn.storage import Store, open_store
+from raycnn.training.calibration import Calibration
 from raycnn.training.commit import Commit
 from raycnn.training.run import find_commit, read_state
 from raycnn.training.state import NetworkFacts
@@ -31,8 +32,10 @@ def predict(config: Config) -> dict[str, Any]:
 
     The file has a row per image, in order: key, label (the most probable class; of several labels: labels, a list),
     probabilities (list of float32, one per class, in the order of the file's metadata `classes`), reason (why an image
-    could not be read, else null; all else is null then). Of numbers: key, value, reason. It appears only when it is
-    complete; the same command after an interruption goes on from the rows that were kept.
+    could not be read, else null; all else is null then). Of numbers: key, value, reason. Probabilities have the
+    temperature, and labels the thresholds, that were chosen on the validation rows; the metadata `calibration` says
+    which. The file appears only when it is complete; the same command after an interruption goes on from the rows that
+    were kept.
 
     Returns:
         {run, step, rows, unreadable, output}
@@ -48,17 +51,19 @@ def predict(config: Config) -> dict[str, Any]:
         name = hashlib.sha256(config.predict.source.encode()).hexdigest()[:12]
     if not len(table):
         raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
-    facts = read_state(store, commit).network
+    facts, calibration = read_state(store, commit).network, Calibration.of(commit.manifest.get("calibration"))
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
     keys, unreadable = shown_names(table), 0
     correct = correction(storage, run, facts.problem, config.predict.prior)
+    correct = correct if config.predict.prior == "trained" else calibration.around(correct)
+    told = {"calibration": json.dumps(calibration.told(facts.classes))}
     schema = pa.schema(
         [
             ("key", pa.string()),
             *facts.problem.columns.items(),
             ("reason", pa.string()),
         ],
-        metadata={"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
+        metadata=told | {"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
     )
     store.child("predictions").sweep()
     parts = Parts(store.child(f"predictions/{name}.parts"), _digest(config, source, table, commit), schema)
@@ -68,7 +73,7 @@ def predict(config: Config) -> dict[str, Any]:
                 writer.write_table(rows)
                 unreadable += len(rows) - rows["reason"].null_count
             for scored in infer(config, store, commit, source, table, start=parts.rows, tta=config.predict.tta):
-                rows = _rows(replace(scored, logits_NK=correct(scored.logits_NK)), keys, facts, schema)
+                rows = _rows(replace(scored, logits_NK=correct(scored.logits_NK)), keys, facts, calibration, schema)
                 writer.write_table(rows)
                 parts.add(rows)
                 unreadable += len(rows) - rows["reason"].null_count
@@ -103,10 +108,12 @@ def _target(config: Config, store: Store, default: str) -> tuple[Store, str]:
     return open_store(folder or "."), name
 
 
-def _rows(scored: Scored, keys: pa.ChunkedArray, facts: NetworkFacts, schema: pa.Schema) -> pa.Table:
+def _rows(
+    scored: Scored, keys: pa.ChunkedArray, facts: NetworkFacts, calibration: Calibration, schema: pa.Schema
+) -> pa.Table:
     bad = scored.reasons != ""
     columns: dict[str, Any] = {"key": keys.take(pa.array(scored.rows)).combine_chunks()}
-    for name, values in facts.problem.answers(scored.logits_NK, facts.classes).items():
+    for name, values in facts.problem.answers(scored.logits_NK, facts.classes, calibration).items():
         columns[name] = [None if b else value for b, value in zip(bad, values, strict=True)]
     columns["reason"] = [str(reason) or None for reason in scored.reasons]
     return pa.Table.from_pydict(columns, schema=schema)

@@ -13,13 +13,19 @@ _CURVE_ENDS = 6
 _LOSSES = ("train_loss", "val_loss", "gap")
 _TITLES = {
     "accuracy": "accuracy",
+    "accuracy_tuned": "with the thresholds",
     "top5": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy_tuned": "with the thresholds",
     "macro_f1": "macro F1",
+    "macro_f1_tuned": "with the thresholds",
     "f1": "F1",
+    "f1_tuned": "with the thresholds",
     "map": "mean average precision",
     "micro_f1": "micro F1",
+    "micro_f1_tuned": "with the thresholds",
     "subset_accuracy": "subset accuracy",
+    "subset_accuracy_tuned": "with the thresholds",
     "auroc": "AUROC",
     "average_precision": "average precision",
     "rmse": "root mean squared error",
@@ -27,7 +33,9 @@ _TITLES = {
     "r2": "R2",
     "brier": "Brier score",
     "ece": "calibration error",
+    "ece_calibrated": "with the temperature",
     "loss": "loss",
+    "loss_calibrated": "with the temperature",
 }
 _RATIOS = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
 

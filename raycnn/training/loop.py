@@ -62,8 +62,8 @@ def train(
         if evaluating:
             with share([member.clock for member in evaluating], "evaluate"):
                 found = validate([member.learner for member in evaluating], feed, ranks)
-            for member, metrics in zip(evaluating, found, strict=True):
-                member.evaluated(metrics)
+            for member, validated in zip(evaluating, found, strict=True):
+                member.evaluated(*validated)
         if times:
             times.read(batch)
             if live and live[0].completes_an_epoch():

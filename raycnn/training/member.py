@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from raycnn.errors import DivergedError, RaycnnError
+from raycnn.training.calibration import Calibration
 from raycnn.training.clock import Clock
 from raycnn.training.due import due, evaluation_due
 from raycnn.training.feed import Task
@@ -143,9 +144,9 @@ class Member:
         later = range(self.state.step + 1, self.total + 1)
         return next((step for step in later if evaluation_due(step, every, plan, self.total)), self.total)
 
-    def evaluated(self, metrics: dict[str, Any]) -> None:
-        """Note the metrics of this step."""
-        self.state = self.state.evaluated(metrics)
+    def evaluated(self, metrics: dict[str, Any], calibration: Calibration | None = None) -> None:
+        """Note the metrics of this step, and what its validation rows choose."""
+        self.state = self.state.evaluated(metrics, calibration)
         self.line(**{f"val_{name}": value for name, value in metrics.items()})
 
     def commit(self, *, evaluated: bool) -> None:

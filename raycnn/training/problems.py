@@ -19,6 +19,7 @@ from raycnn.config import Config, load_config
 from raycnn.config.base import Metric
 from raycnn.data.manifest import Index, Kind
 from raycnn.errors import ConfigError, DataError
+from raycnn.training.calibration import Calibration, Goal, fit_cut, fit_temperature
 from raycnn.training.metrics import NAMES, classification_metrics, details
 from raycnn.training.metrics_of_outputs import (
     BINARY,
@@ -31,6 +32,7 @@ from raycnn.training.metrics_of_outputs import (
     two_logits,
 )
 
+NONE: Final = Calibration()
 Array = npt.NDArray[Any]
 Answers = dict[str, list[Any]]
 
@@ -46,6 +48,7 @@ class OneLabel:
         metrics: their names; train.metric is the first unless it is set.
         intervals: metrics whose intervals are told.
         share: the one that is the share of rows that are right.
+        decisions: metrics that change with the score from which on a class is there.
         columns: of predictions, by name.
     """
 
@@ -55,6 +58,7 @@ class OneLabel:
     metrics: ClassVar[tuple[str, ...]] = NAMES
     intervals: ClassVar[tuple[str, ...]] = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
     share: ClassVar[str | None] = "accuracy"
+    decisions: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, pa.DataType]] = {"label": pa.string(), "probabilities": pa.list_(pa.float32())}
 
     def num_outputs(self, classes: Sequence[str]) -> int:
@@ -81,19 +85,43 @@ class OneLabel:
         """Which rows are right; None where right and wrong say nothing."""
         return np.asarray(outputs_NK.argmax(1) == targets_N)
 
+    def calibrate(self, outputs_NK: Array, targets_N: Array, goal: Goal) -> Calibration | None:
+        """What the validation rows choose; None where there is nothing to choose, or no row, or one is not finite."""
+        if not len(outputs_NK) or not np.isfinite(outputs_NK).all():
+            return None
+        return self._calibrated(outputs_NK, targets_N, goal)
+
+    def _calibrated(self, outputs_NK: Array, targets_N: Array, goal: Goal) -> Calibration | None:
+        return Calibration(fit_temperature(outputs_NK, targets_N))
+
+    def measure_calibrated(self, outputs_NK: Array, targets_N: Array, calibration: Calibration) -> dict[str, Any]:
+        """Loss and calibration error of the calibrated probabilities, `decisions` of the chosen cuts."""
+        scaled = self.measure(calibration.scaled(outputs_NK), targets_N)
+        found = {f"{name}_calibrated": scaled[name] for name in ("ece", "loss")}
+        if calibration.cuts:
+            decided = self.measure(calibration.decided(outputs_NK), targets_N)
+            found |= {f"{name}_tuned": decided[name] for name in self.decisions}
+        return found
+
     def probabilities(self, outputs_NK: Array) -> npt.NDArray[np.float64]:
         """Of each class, float64[N, K]."""
         shifted = outputs_NK.astype(np.float64) - outputs_NK.max(1, keepdims=True)
         return np.asarray(np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True))
 
-    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+    def answers(self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE) -> Answers:
         """The predictions' `columns`, a value for each row."""
         labels = [classes[k] for k in outputs_NK.argmax(1)]
-        return {"label": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+        return {"label": labels, "probabilities": self._listed(outputs_NK, calibration)}
 
-    def named(self, outputs_NK: Array, classes: Sequence[str]) -> list[dict[str, float]]:
+    def _listed(self, outputs_NK: Array, calibration: Calibration) -> list[Any]:
+        return list(self.probabilities(calibration.scaled(outputs_NK)).astype(np.float32))
+
+    def named(
+        self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE
+    ) -> list[dict[str, float]]:
         """What each row's outputs say, by name: the probability of each class."""
-        return [dict(zip(classes, row, strict=True)) for row in self.probabilities(outputs_NK).tolist()]
+        found_NK = self.probabilities(calibration.scaled(outputs_NK))
+        return [dict(zip(classes, row, strict=True)) for row in found_NK.tolist()]
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
@@ -108,6 +136,7 @@ class Binary(OneLabel):
     losses = ("bce", "focal")
     metrics = BINARY
     intervals = ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision")
+    decisions = ("accuracy", "balanced_accuracy", "f1")
 
     def num_outputs(self, classes: Sequence[str]) -> int:
         """One."""
@@ -137,10 +166,15 @@ class Binary(OneLabel):
         """Of both classes, float64[N, 2]."""
         return super().probabilities(two_logits(outputs_NK))
 
-    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
-        """As of one label."""
-        labels = [classes[int(yes)] for yes in outputs_NK[:, 0] > 0]
-        return {"label": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+    def _calibrated(self, outputs_NK: Array, targets_N: Array, goal: Goal) -> Calibration | None:
+        yes_N1, scores_N1 = targets_N > 0.5, outputs_NK.astype(np.float64)
+        temperature = fit_temperature(two_logits(outputs_NK), yes_N1[:, 0].astype(np.int64))
+        return Calibration(temperature, (fit_cut(scores_N1[:, 0], yes_N1[:, 0], goal),))
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE) -> Answers:
+        """As of one label, decided by the cut."""
+        labels = [classes[int(yes)] for yes in calibration.decided(outputs_NK)[:, 0] > 0]
+        return {"label": labels, "probabilities": self._listed(outputs_NK, calibration)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +190,7 @@ class MultiLabel(OneLabel):
     losses = ("bce", "focal")
     metrics = MULTI_LABEL
     intervals = ("map", "micro_f1", "macro_f1", "subset_accuracy")
+    decisions = ("micro_f1", "macro_f1", "subset_accuracy")
     share = "subset_accuracy"
     columns: ClassVar[Mapping[str, pa.DataType]] = {
         "labels": pa.list_(pa.string()),
@@ -197,10 +232,17 @@ class MultiLabel(OneLabel):
         """Of each class by itself, float64[N, K]."""
         return np.asarray(np.exp(-np.logaddexp(0, -outputs_NK.astype(np.float64))))
 
-    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
-        """The classes that a row has, and all probabilities."""
-        labels = [[classes[k] for k in np.flatnonzero(row).tolist()] for row in outputs_NK > 0]
-        return {"labels": labels, "probabilities": list(self.probabilities(outputs_NK).astype(np.float32))}
+    def _calibrated(self, outputs_NK: Array, targets_N: Array, goal: Goal) -> Calibration | None:
+        yes_NK, scores_NK = targets_N > 0.5, outputs_NK.astype(np.float64)
+        temperature = fit_temperature(two_logits(outputs_NK.reshape(-1, 1)), yes_NK.ravel().astype(np.int64))
+        cuts = tuple(fit_cut(scores_NK[:, k], yes_NK[:, k], goal) for k in range(self.num_classes))
+        return Calibration(temperature, cuts)
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE) -> Answers:
+        """The classes that a row has by the cuts, and all probabilities."""
+        yes_NK = calibration.decided(outputs_NK) > 0
+        labels = [[classes[k] for k in np.flatnonzero(row).tolist()] for row in yes_NK]
+        return {"labels": labels, "probabilities": self._listed(outputs_NK, calibration)}
 
 
 @dataclass(frozen=True)
@@ -247,11 +289,20 @@ class Regression(OneLabel):
         """None."""
         return None
 
-    def answers(self, outputs_NK: Array, classes: Sequence[str]) -> Answers:
+    def _calibrated(self, outputs_NK: Array, targets_N: Array, goal: Goal) -> Calibration | None:
+        return None
+
+    def measure_calibrated(self, outputs_NK: Array, targets_N: Array, calibration: Calibration) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def answers(self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE) -> Answers:
         """The number."""
         return {"value": self._values(outputs_NK).tolist()}
 
-    def named(self, outputs_NK: Array, classes: Sequence[str]) -> list[dict[str, float]]:
+    def named(
+        self, outputs_NK: Array, classes: Sequence[str], calibration: Calibration = NONE
+    ) -> list[dict[str, float]]:
         """{value: the number}."""
         return [{"value": value} for value in self._values(outputs_NK).tolist()]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,8 @@ class Run:
             "versions": versions(),
             "metrics": state.evaluations[-1]["metrics"] if evaluated else None,
         }
+        if evaluated and state.calibration is not None:
+            facts["calibration"] = asdict(state.calibration)
         contents = {**files(), "state.json": state.encode(), "metrics.jsonl": encode_lines(lines)}
 
         def guard() -> None:

@@ -11,6 +11,7 @@ from raycnn.data.plan import Plan
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import CheckpointError
 from raycnn.storage.base import parse_json
+from raycnn.training.calibration import Calibration
 from raycnn.training.metrics import metric_mode, should_stop
 from raycnn.training.problems import ONE_LABEL, Problem, from_json
 
@@ -45,10 +46,12 @@ class TrainState:
     evaluations: tuple[dict[str, Any], ...] = ()
     bad_rows: dict[str, str] = field(default_factory=dict)
     micro_batch: int | None = None
+    calibration: Calibration | None = field(default=None, compare=False)  # for the commit of this evaluation alone
 
-    def evaluated(self, metrics: dict[str, Any]) -> TrainState:
-        """With the metrics of an evaluation after this step."""
-        return replace(self, evaluations=(*self.evaluations, {"step": self.step, "metrics": metrics}))
+    def evaluated(self, metrics: dict[str, Any], calibration: Calibration | None = None) -> TrainState:
+        """With the metrics of an evaluation after this step, and what it chose."""
+        evaluations = (*self.evaluations, {"step": self.step, "metrics": metrics})
+        return replace(self, evaluations=evaluations, calibration=calibration)
 
     def status(self, config: TrainConfig, plan: Plan) -> str | None:
         """finished, stopped_early, or None while there is more to do."""
@@ -65,7 +68,7 @@ class TrainState:
         network["head"] = self.network.head.model_dump(exclude_defaults=True)
         if not network["head"]:
             del network["head"]  # as states were before there were heads to choose from
-        del network["problem"]
+        del tree["calibration"], network["problem"]
         if self.network.problem != ONE_LABEL:  # the only one there was at first
             network["problem"] = self.network.problem.as_json()
         if self.micro_batch is None:

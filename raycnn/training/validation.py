@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from raycnn.data.reader import PADDING
 from raycnn.errors import RaycnnError
+from raycnn.training.calibration import Calibration, Goal
 from raycnn.training.feed import Feed
 from raycnn.training.learner import Learner
 from raycnn.training.problems import Problem
@@ -22,8 +23,15 @@ Scores = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]
 """Row ids int64[N], and for each learner its logits float32[N, K]."""
 
 
-def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict[str, Any]]:  # all ranks
-    """Metrics of each learner over all readable validation rows, on every rank; one pass feeds all."""
+class Validated(NamedTuple):
+    """Metrics, and what the rows choose for those that come after; see raycnn.training.calibration."""
+
+    metrics: dict[str, Any]
+    calibration: Calibration | None
+
+
+def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[Validated]:  # all ranks
+    """Of each learner, over all readable validation rows, on every rank; one pass feeds all."""
     for learner in learners:
         if ranks.distributed and learner.config.model.batchnorm == "local":
             for buffer in learner.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
@@ -38,7 +46,10 @@ def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[dict
         if isinstance(scores, RaycnnError):
             raise scores
         found.append(scores)
-    return [_in_row_order(found, number, feed.task.validation, feed.task.problem) for number in range(len(learners))]
+    return [
+        _in_row_order(found, number, feed.task.validation, feed.task.problem, learner.config.evaluate.thresholds)
+        for number, learner in enumerate(learners)
+    ]
 
 
 def _score(learners: Sequence[Learner], feed: Feed) -> Scores:
@@ -57,10 +68,13 @@ def _score(learners: Sequence[Learner], feed: Feed) -> Scores:
     return np.concatenate(rows), [np.concatenate(own) if own else empty for own in logits]
 
 
-def _in_row_order(found: Sequence[Scores], number: int, table: pa.Table, problem: Problem) -> dict[str, Any]:
-    """Metrics over the scores of all ranks; sums run in row order, so their bits do not depend on who scored what."""
+def _in_row_order(
+    found: Sequence[Scores], number: int, table: pa.Table, problem: Problem, goal: Goal = "none"
+) -> Validated:
+    """Of the scores of all ranks; sums run in row order, so their bits do not depend on who scored what."""
     rows = np.concatenate([rows for rows, _ in found])
     parts = [logits[number] for _, logits in found if len(logits[number])]
     logits = np.concatenate(parts or [np.zeros((0, 1), np.float32)])
     by_row = np.argsort(rows)
-    return problem.measure(logits[by_row], problem.targets(table, rows[by_row]))
+    logits, targets = logits[by_row], problem.targets(table, rows[by_row])
+    return Validated(problem.measure(logits, targets), problem.calibrate(logits, targets, goal))

@@ -78,4 +78,4 @@ def test_evaluation_and_prediction_with_several_views_and_other_shares(whole: Co
     probabilities = np.array(table["probabilities"].to_pylist())
     labels = [CLASSES.index(key.split("/")[0]) for key in table["key"].to_pylist()]
     loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
-    assert loss == pytest.approx(found[0]["metrics"]["loss"], rel=1e-4)
+    assert loss == pytest.approx(found[0]["metrics"]["loss_calibrated"], rel=1e-4)

@@ -85,7 +85,7 @@ def test_several_labels(images, tmp_path):
 
     labels = labels_of(config)
     right = [sorted(filter(None, labels[key].split(";"))) == row["labels"] for key, row in predicted.items()]
-    assert np.mean(right) == pytest.approx(found["metrics"]["subset_accuracy"])
+    assert np.mean(right) == pytest.approx(found["metrics"]["subset_accuracy_tuned"])
     key, row = next(iter(predicted.items()))
     by_hand = network_of(config).predict(images / key)
     assert by_hand == pytest.approx(dict(zip(("blue", "green", "red"), row["probabilities"], strict=True)), abs=1e-6)
@@ -115,8 +115,14 @@ def test_two_classes_by_one_output(images, tmp_path):
     assert found["metrics"]["auroc"] > 0.9
     labels = labels_of(config)
     right = [labels[key] == row["label"] for key, row in predicted.items()]
-    assert np.mean(right) == pytest.approx(found["metrics"]["accuracy"])
+    assert np.mean(right) == pytest.approx(found["metrics"]["accuracy_tuned"])
     assert network_of(config).network.head.output.out_features == 1
+    assert {"ece_calibrated", "loss_calibrated", "accuracy_tuned", "f1_tuned"} <= found["metrics"].keys()
+    (threshold,) = found["calibration"]["thresholds"].values()
+    by_threshold = ["warm" if row["probabilities"][1] > threshold else "cold" for row in predicted.values()]
+    assert by_threshold == [row["label"] for row in predicted.values()]
+    key, row = next(iter(predicted.items()))
+    assert network_of(config).predict(images / key)["warm"] == pytest.approx(row["probabilities"][1], abs=1e-6)
     assert sum(map(sum, found["confusion"])) == found["rows"]
 
 

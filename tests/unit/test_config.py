@@ -312,6 +312,7 @@ KEEPS = {
     "train.log_every": 1,
     "train.keep": 9,
     "evaluate.split": "val",
+    "evaluate.thresholds": "none",
     "evaluate.step": 3,
     "predict.source": "/new",
 }

@@ -29,14 +29,14 @@ def test_sums_run_in_row_order_whoever_scored_the_rows(problem: Problem) -> None
     lists = [sorted(set(random.integers(0, 5, random.integers(4)).tolist())) for _ in range(300)]
     columns = {"label": label, "value": random.normal(size=300)}
     table = pa.table(columns | ({"labels": lists} if isinstance(problem, MultiLabel) else {}))
-    whole = _in_row_order([(np.arange(300), [logits])], 0, table, problem)
-    assert tuple(whole) == problem.metrics
-    assert whole == problem.measure(logits, problem.targets(table, np.arange(300)))
+    whole = _in_row_order([(np.arange(300), [logits])], 0, table, problem, "f1")
+    assert tuple(whole.metrics) == problem.metrics
+    assert whole.metrics == problem.measure(logits, problem.targets(table, np.arange(300)))
     sums = set()
     for seed in range(5):
         rows = np.random.default_rng(seed).permutation(300)
         parts: list[Any] = [(part, [logits[part]]) for part in np.array_split(rows, 3)]
-        assert _in_row_order(parts, 0, table, problem) == whole
+        assert _in_row_order(parts, 0, table, problem, "f1") == whole
         sums.add(str(problem.measure(logits[rows], problem.targets(table, rows))))
     assert len(sums) > 1, "these values do not show the order of a sum"
 
@@ -54,7 +54,7 @@ def test_every_readable_row_counts_once_and_padding_never(tmp_path: Path, monkey
         for parameter in learner.module.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
     feed = feeds.Feed(task, body.prefix, CPU, Ranks(), 1)
-    (found,) = validate([learner], feed, Ranks())
+    ((found, _),) = validate([learner], feed, Ranks())
 
     readable = np.array([row for row in range(6) if row != 3])  # the one that is broken
     images = task.scanner.read(task.validation, readable, np.zeros_like(readable)).images_NHWC
