@@ -63,8 +63,7 @@ class DeviceViews:
         for index, chance, axis in ((HFLIP, self.augment.hflip, 2), (VFLIP, self.augment.vflip, 1)):
             chosen = np.flatnonzero(draws[:, index] < chance)
             if len(chosen):
-                places = to_device(chosen, images_NHWC.device)
-                images_NHWC = images_NHWC.index_copy(0, places, images_NHWC[places].flip(axis))
+                images_NHWC = _mirrored(images_NHWC, chosen, axis)
         return images_NHWC
 
     def erase(self, images_NCHW: Tensor, draws: Floats, valid_N: Bools) -> Tensor:
@@ -135,6 +134,16 @@ class DeviceViews:
         along = torch.arange(self.side, device=device)
         columns, rows = (along >= left) & (along < right), (along >= top) & (along < bottom)
         return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _mirrored(images_NHWC: Tensor, chosen: Int64s, axis: int) -> Tensor:
+    if images_NHWC.device.type == "cpu":  # one by one takes a tenth of the time there
+        flipped = images_NHWC.clone()
+        for place in chosen.tolist():
+            flipped[place] = images_NHWC[place].flip(axis - 1)
+        return flipped
+    places = to_device(chosen, images_NHWC.device)
+    return images_NHWC.index_copy(0, places, images_NHWC[places].flip(axis))
 
 
 def beta(alphas_N: Floats, draws: Floats) -> Floats:
