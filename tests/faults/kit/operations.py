@@ -229,9 +229,10 @@ def train_nothing(uri: str, source: str) -> None:
 
 
 def infer_here(
-    config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0
+    config: Config, store: Store, commit: Commit, source: str, table: pa.Table, start: int = 0, tta: str = "none"
 ) -> Iterator[Scored]:
-    """As raycnn.results.inference.infer, without Ray: two rows at a time."""
+    """As raycnn.results.inference.infer, without Ray and with one view: two rows at a time."""
+    assert tta == "none"
     network = read_classifier(store, commit, "float32", torch.device("cpu"))
     reader = ImageReader.of(config.data, source, network.preprocessing)
     for first in range(start, len(table), 2):

@@ -97,7 +97,7 @@ def test_predict_goes_on_from_the_rows_it_kept(
     operation.prepare(uri, source)
     starts = []
 
-    def noted(*arguments: Any, start: int) -> Iterator[Scored]:
+    def noted(*arguments: Any, start: int, tta: str) -> Iterator[Scored]:
         starts.append(start)
         for number, scored in enumerate(infer_here(*arguments, start=start)):
             if len(starts) == 1 and number == 2:
