@@ -65,6 +65,7 @@ def test_a_kill_changes_no_bit(whole: Config, uneven: Path) -> None:
     assert max(int(name[-3:]) for name in store.folders("checkpoints")) > 2  # the group was started twice
 
 
+@pytest.mark.slow
 def test_evaluation_and_prediction_with_several_views_and_other_shares(whole: Config, uneven: Path) -> None:
     plain = raycnn.evaluate(whole)
     changes = {"evaluate.tta": "crops", "evaluate.prior": "rows", "predict.tta": "crops", "predict.prior": "rows"}

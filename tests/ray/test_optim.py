@@ -55,6 +55,7 @@ def test_a_killed_worker_changes_no_bit_of_means_passes_cycles_and_stages(digits
     assert torch.equal(loaded["head.output.weight"], mean["head.output.weight"])
 
 
+@pytest.mark.slow
 def test_two_workers_find_a_learning_rate_and_leave_the_run_alone(digits, tmp_path):
     config = settings(digits, tmp_path, **{"train.workers": 2, "lr_find.steps": 60, "lr_find.low": 1e-5})
     found = raycnn.lr_find(config)

@@ -44,6 +44,7 @@ def statistics(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if "running_" in name}
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_training_rows_for_any_number_of_workers(digits: Path, tmp_path: Path) -> None:
     one = started(digits, tmp_path, "one", **{"model.recalibrate": "train"})
     two = started(digits, tmp_path, "two", **{"model.recalibrate": "train", "train.workers": 2})

@@ -54,6 +54,7 @@ def test_training_on_shards_is_training_on_their_images_to_the_last_bit(digits: 
     assert one["weights.safetensors"] == other["weights.safetensors"]
 
 
+@pytest.mark.slow
 def test_training_on_parquet_files_is_training_on_their_images_and_they_can_be_sharded(
     digits: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_several_labels(images, tmp_path):
     assert by_hand == pytest.approx(dict(zip(("blue", "green", "red"), row["probabilities"], strict=True)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_numbers(images, tmp_path):
     config = settings(images, "number", tmp_path, **{"data.task": "regression", "loss.name": "huber"})
     trained, found, predicted = finished(config)
@@ -109,6 +110,7 @@ def test_numbers(images, tmp_path):
         raycnn.train(settings(images, "number", tmp_path))
 
 
+@pytest.mark.slow
 def test_two_classes_by_one_output(images, tmp_path):
     config = settings(images, "two", tmp_path, **{"data.task": "binary", "train.metric": "auroc", "train.epochs": 4})
     _, found, predicted = finished(config)
