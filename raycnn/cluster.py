@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from raycnn.dashboard import refuse_open
 from raycnn.errors import ConfigError
@@ -31,6 +31,11 @@ _ENVIRONMENT = {
     # glibc gives threads arenas of their own, whose ends are never handed back: a pack grew by 10 MB with each trial
     "MALLOC_ARENA_MAX": "1",
 }
+
+
+TASKS_PER_CPU: Final = 2
+"""Decoding tasks beside a GPU: while one waits for the store or for Ray to start it, the other decodes. Ranks that
+compute on CPUs leave no time to be filled, and each task is a process that takes 2 s of a CPU to start."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def divide_cpus(total: float, workers: int, *, gpus: bool) -> CpuDivision:
     per_rank = min(1.0, share / 2)
     if gpus and share >= 2:
         per_rank = 1.0
-    return CpuDivision(total, round(per_rank, 3), round(min(1.0, share - per_rank), 3), gpus)
+    task = min(1.0, share - per_rank) / (TASKS_PER_CPU if gpus else 1)
+    return CpuDivision(total, round(per_rank, 3), round(task, 3), gpus)
 
 
 def division(workers: int) -> CpuDivision:

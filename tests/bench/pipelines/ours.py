@@ -33,13 +33,13 @@ def raycnn(index: str, neighbours: int = 1) -> Iterator[int]:
     """
     import torch
 
-    from raycnn.cluster import connect, division
+    from raycnn.cluster import TASKS_PER_CPU, connect
     from raycnn.training.device import Normalize, prepare, to_device
 
     prepare(torch.device("cpu"), 1)
     normalize, pinned = Normalize(PREPROCESSING), _index(index)
     with connect():
-        for batch in stream(_reader(pinned), *_work(pinned, neighbours=neighbours), task_cpus=division(1).total / 2):
+        for batch in stream(_reader(pinned), *_work(pinned, neighbours=neighbours), task_cpus=1 / TASKS_PER_CPU):
             normalize(to_device(batch.images_NHWC, torch.device("cpu")))
             yield len(batch.rows)
 
@@ -57,12 +57,12 @@ def paced(index: str, rate: float, late: list[float]) -> Iterator[int]:
         rate: images a second.
         late: becomes the seconds that the GPU waited for each batch.
     """
-    from raycnn.cluster import connect, division
+    from raycnn.cluster import TASKS_PER_CPU, connect
 
     pinned = _index(index)
     with connect():
         due = 0.0
-        for batch in stream(_reader(pinned), *_work(pinned, epochs=3), task_cpus=division(1).total / 2):
+        for batch in stream(_reader(pinned), *_work(pinned, epochs=3), task_cpus=1 / TASKS_PER_CPU):
             now = time.perf_counter()
             late.append(max(0.0, now - due))
             time.sleep(max(0.0, due - now))
