@@ -233,7 +233,7 @@ def _open(config: Config, kind: str) -> tuple[Any, Any, Any, Config]:
     from raycnn.data.manifest import read_facts
     from raycnn.data.sources import class_names
     from raycnn.storage import open_store
-    from raycnn.training.problems import of_labels, settled
+    from raycnn.training.asked import of_labels, settled
     from raycnn.training.run import check_classes, check_identity, check_kind, read_run
 
     storage = open_store(config.run.storage)

@@ -3,20 +3,16 @@
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.loading import dated, load_config
+from raycnn.config.model import Depth, HeadConfig, ModelConfig, Phase
+from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.paths import fields, get_path, hashed, identity, identity_hash, operational, set_path
 from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
     CacheConfig,
     Config,
     DataConfig,
-    Depth,
     EvaluateConfig,
-    HeadConfig,
-    LossConfig,
     LrFindConfig,
-    ModelConfig,
-    OptimConfig,
-    Phase,
     PredictConfig,
     RunConfig,
     ShardsConfig,

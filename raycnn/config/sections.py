@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
+from raycnn.config.model import ModelConfig
+from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.search import SearchConfig
 from raycnn.errors import ConfigError
 
@@ -75,140 +77,6 @@ class DataConfig(Section):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave rows to train on (sum below 1)")
         return self
-
-
-Depth = Annotated[int, Field(ge=0)] | Literal["all"] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
-"""What trains beside the head: a number of stages counted from it, `all`, or from the module of this path on."""
-
-
-class Phase(Section):
-    """Some epochs at one unfreezing depth."""
-
-    depth: Depth
-    """What trains beside the head, as in model.unfreeze."""
-    epochs: Annotated[float, Field(gt=0)]
-    """Length of the phase; the last phase goes on to the end of the run."""
-
-
-class HeadConfig(Section):
-    """What stands in the place of the network's class layer; it always trains."""
-
-    kind: Annotated[Literal["linear", "mlp"], LATER] = "linear"
-    """linear: one layer; mlp: a hidden layer with ReLU before it."""
-    width: Annotated[int, Field(ge=1), LATER] = 256
-    """Of the hidden layer."""
-    dropout: Annotated[Fraction, LATER] | None = None
-    """Probability right before the class layer; null: the network's own."""
-    replaces: Annotated[Literal["layer", "classifier"], LATER] = "layer"
-    """The class layer alone, or all of a classifier of several layers (VGG, AlexNet, MobileNet)."""
-
-
-class ModelConfig(Section):
-    """Which network, from which weights, and how much of it trains."""
-
-    name: Annotated[str, Field(pattern=r"^(torchvision|timm|reference)/[A-Za-z0-9_.\-]+$")]
-    """torchvision/NAME, timm/NAME or reference/NAME."""
-    weights: str = "default"
-    """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME."""
-    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Refuse a weight file with another digest."""
-    unfreeze: Depth | Literal["lp-ft"] | tuple[Phase, ...] = "all"
-    """What trains beside the head: a number of stages, `all`, from a module of this path on (finer than stages, e.g.
-    blocks.6), or a list of phases {depth, epochs}. gradual: one stage more every model.unfreeze_epochs; lp-ft: nothing
-    for so many epochs, then all."""
-    unfreeze_epochs: Annotated[float, Field(gt=0), LATER] = 1.0
-    """gradual, lp-ft: length of each phase but the last."""
-    head: HeadConfig = HeadConfig()
-    batchnorm: Literal["frozen", "local", "sync"] = "frozen"
-    """Statistics of the BatchNorm layers that train: frozen at the pretrained ones, per rank, or over all ranks."""
-    recalibrate: Annotated[str, Field(min_length=1), LATER] = "none"
-    """Before step 0 take all BatchNorm layers' statistics anew, from one pass over images: none | train (the training
-    rows) | a folder, bucket prefix or manifest of images without labels, e.g. of the domain that is to be predicted."""
-
-    @property
-    def unfreeze_text(self) -> str:
-        """A text that tells one unfreeze from another."""
-        return str(self.model_dump(mode="json")["unfreeze"])
-
-    @model_validator(mode="after")
-    def _some_phase(self) -> ModelConfig:
-        if self.unfreeze == ():
-            raise ValueError("unfreeze: a list of phases needs at least one")
-        return self
-
-
-class OptimConfig(Section):
-    """The optimizer and its schedule."""
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop", "lamb"] = "adamw"
-    """Optimizer; lamb is for large batches."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
-    lr_scaling: Annotated[Literal["none", "linear", "sqrt"], LATER] = "none"
-    """Scale optim.lr with train.global_batch, of which 256 leaves it as it is: linear (sgd), or by the root (lamb)."""
-    stage_decay: Annotated[float, Field(gt=0, le=1), LATER] = 1.0
-    """Learning rate of each stage as a share of that of the next one, the head being the last (discriminative
-    learning rates); 1: the same in all."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decay of the weights; norms and biases are left out."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of sgd and rmsprop, first beta of the others."""
-    nesterov: bool = False
-    """Nesterov momentum (sgd)."""
-    schedule: Literal["cosine", "constant", "step", "polynomial", "onecycle", "plateau"] = "cosine"
-    """Learning rate after the warmup, over the whole of train.epochs; onecycle: up, then down to nearly zero; plateau:
-    lower when train.metric gets no better on the validation rows."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear warmup from zero; onecycle: how long it goes up, 0: for 30 % of the run."""
-    factor: Annotated[float, Field(gt=0, lt=1), LATER] = 0.1
-    """step, plateau: what the learning rate is multiplied by each time."""
-    step_epochs: Annotated[Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] | None, LATER] = (
-        None
-    )
-    """step: lower it every so many epochs, or after each of a list of epochs; null: at each third of the run."""
-    power: Annotated[float, Field(gt=0), LATER] = 1.0
-    """polynomial: power of the share of the run that is left; 1: linear."""
-    low_momentum: Annotated[Fraction | None, LATER] = 0.85
-    """onecycle: momentum (or first beta) at the peak of the learning rate, from and back to optim.momentum; null: it
-    stays."""
-    plateau_patience: Annotated[int, Field(ge=1), LATER] = 2
-    """plateau: evaluations without a better train.metric after which the learning rate is lowered."""
-    plateau_delta: Annotated[float, Field(ge=0), LATER] = 0.0
-    """plateau: smallest change of train.metric that counts as better."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest global norm of the gradient."""
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> OptimConfig:
-        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov needs name: sgd and a momentum above 0")
-        return self
-
-
-class LossConfig(Section):
-    """The loss of a row; see data.task."""
-
-    name: Annotated[Literal["auto", "cross_entropy", "bce", "focal", "mse", "l1", "huber"], LATER] = "auto"
-    """auto: cross_entropy of one label, bce of yes and no, mse of a number. focal: what is right already counts little
-    (Lin et al., 2017); mse of one label: the mean squared difference of the probabilities to the one-hot label."""
-    huber_delta: Annotated[float, Field(gt=0), LATER] = 1.0
-    """huber: where squares become lines, in standard deviations of the training rows' numbers."""
-    focal_gamma: Annotated[float, Field(ge=0), LATER] = 2.0
-    """focal: power of (1 - p) before log p; 0 is cross entropy."""
-    label_smoothing: Fraction = 0.0
-    """Probability mass spread over all classes."""
-    class_weights: Literal["none", "balanced", "effective"] = "none"
-    """balanced: weight each class by the inverse of its share of the training rows; effective: by the inverse of its
-    effective number of rows (Cui et al., 2019)."""
-    effective_beta: Annotated[Fraction, LATER] = 0.999
-    """class_weights: effective: 0 is like none, towards 1 like balanced."""
-    logit_adjustment: Annotated[float, Field(ge=0), LATER] = 0.0
-    """In training add so many times the log of a class's share of the training rows to its logit, so that the network
-    itself answers as for classes of equal size (Menon et al., 2021); 1 is what they advise."""
-    l1: Annotated[float, Field(ge=0), LATER] = 0.0
-    """Times the sum of the absolute weights that train, norms and biases left out, is added to the loss."""
-    l2: Annotated[float, Field(ge=0), LATER] = 0.0
-    """Times the sum of the squares of the same weights is added to the loss."""
 
 
 class TrainConfig(Section):

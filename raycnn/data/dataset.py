@@ -93,6 +93,12 @@ class ScanOrder:
     rank: int = 0
     world: int = 1
 
+    @classmethod
+    def shared_out(cls, num_rows: int, chunk: int, workers: int) -> ScanOrder:
+        """In blocks that are many enough for all workers, however few the rows."""
+        chunks = -(-num_rows // chunk)
+        return cls(num_rows, chunk, max(1, min(batches_per_block(chunk), chunks // (2 * workers))))
+
     @property
     def num_blocks(self) -> int:
         """Blocks of this rank."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from raycnn.data.rowgroups import open_rows
-from raycnn.errors import RaycnnError
+from raycnn.errors import ObjectDamaged, ObjectNotFound
 
 Row = dict[str, Any]
 _GAP_BYTES: Final = 64 << 10  # read for nothing rather than ask again
@@ -31,7 +31,7 @@ class Span:
         if self._data is None:
             try:
                 self._data = open_rows(self._source).get(self._key, self._start, self._stop - self._start)
-            except RaycnnError:  # what is wrong shows when each is read
+            except (ObjectNotFound, ObjectDamaged):  # what is wrong shows when each is read
                 self._data = b""
         at = row["offset"] - self._start
         return self._data[at : at + row["length"]]

@@ -50,9 +50,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         count_look(store)
     scores = score(config, store, commit, index, tta=config.evaluate.tta)
     problem = scores.problem
-    correct = correction(storage, run, problem, config.evaluate.prior)
-    if scores.calibration and config.evaluate.prior != "trained":
-        correct = scores.calibration.around(correct)
+    calibration = scores.calibration or Calibration()
+    correct = correction(storage, run, problem, config.evaluate.prior, calibration)
     scores = replace(scores, outputs_NK=correct(scores.outputs_NK))
     return {
         "run": config.run.name,

@@ -15,7 +15,7 @@ import torch
 from raycnn.cluster import CpuDivision, division
 from raycnn.config import Config
 from raycnn.config.base import Tta
-from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
+from raycnn.data.dataset import ScanOrder, batches_of, blocks
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
 from raycnn.results.tta import tta_outputs, tta_preprocessing
@@ -73,10 +73,7 @@ def infer(
     facts = read_state(store, commit).network
     cpus = division(config.train.workers)
     reader = ImageReader.of(config.data, source, tta_preprocessing(facts.preprocessing, tta))
-    chunks = -(-len(table) // facts.chunk)
-    # few rows, too, are shared out evenly
-    per_block = max(1, min(batches_per_block(facts.chunk), chunks // (2 * config.train.workers)))
-    order = ScanOrder(len(table), facts.chunk, per_block)
+    order = ScanOrder.shared_out(len(table), facts.chunk, config.train.workers)
     first = start // (order.chunks_per_block * order.chunk)
     dataset = blocks(reader, table, order, task_cpus=cpus.task, first=first, last=order.num_blocks)
     if scorers:

@@ -18,10 +18,10 @@ from raycnn.data.plan import plan_of
 from raycnn.errors import Preempted, RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import read_lease
+from raycnn.training.asked import problem_of, settled
 from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import run_groups
 from raycnn.training.probe import Probe, smoothed
-from raycnn.training.problems import problem_of, settled
 from raycnn.training.run import hold, read_run
 from raycnn.training.setup import facts_of
 from raycnn.training.start import first_commit

@@ -54,8 +54,7 @@ def predict(config: Config) -> dict[str, Any]:
     facts, calibration = read_state(store, commit).network, Calibration.of(commit.manifest.get("calibration"))
     target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
     keys, unreadable = shown_names(table), 0
-    correct = correction(storage, run, facts.problem, config.predict.prior)
-    correct = correct if config.predict.prior == "trained" else calibration.around(correct)
+    correct = correction(storage, run, facts.problem, config.predict.prior, calibration)
     told = {"calibration": json.dumps(calibration.told(facts.classes))}
     schema = pa.schema(
         [

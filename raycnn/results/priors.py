@@ -18,6 +18,7 @@ from raycnn.data.manifest import read_index
 from raycnn.data.plan import draws_per_epoch
 from raycnn.errors import ConfigError
 from raycnn.storage import Store
+from raycnn.training.calibration import Calibration
 from raycnn.training.losses import class_weights, log_priors
 from raycnn.training.metrics import Logits
 from raycnn.training.metrics_of_outputs import two_logits
@@ -69,7 +70,9 @@ def corrected(
     return (logits_NK + shift_K).astype(np.float32)
 
 
-def correction(storage: Store, run: RunFacts, problem: Problem, prior: Prior) -> Callable[[Logits], Logits]:
+def correction(
+    storage: Store, run: RunFacts, problem: Problem, prior: Prior, calibration: Calibration
+) -> Callable[[Logits], Logits]:
     """What makes a run's outputs those for other shares of the classes; for `trained` what leaves them.
 
     Args:
@@ -77,6 +80,7 @@ def correction(storage: Store, run: RunFacts, problem: Problem, prior: Prior) ->
         run: whose settings and training rows count.
         problem: what its outputs are.
         prior: see evaluate.prior.
+        calibration: of the outputs, whose probabilities are those that are corrected.
 
     Raises:
         ConfigError: the images do not have one class each.
@@ -95,7 +99,7 @@ def correction(storage: Store, run: RunFacts, problem: Problem, prior: Prior) ->
         both_N2 = corrected(config, counts_K, two_logits(outputs_NK), prior)
         return both_N2[:, 1:] - both_N2[:, :1]
 
-    return correct
+    return calibration.around(correct)
 
 
 def estimated_shift(logits_NK: npt.NDArray[np.float32], learned_log_K: Floats) -> Floats:

@@ -21,8 +21,8 @@ from raycnn.searching.trials import Trials
 from raycnn.searching.winner import Winner, keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
+from raycnn.training.asked import problem_of, settled
 from raycnn.training.groups import Show
-from raycnn.training.problems import problem_of, settled
 
 
 def search(

@@ -17,12 +17,12 @@ from raycnn.searching.measure import measure
 from raycnn.searching.shared import share_key, start_folder
 from raycnn.storage import Store
 from raycnn.training import checkpoint
+from raycnn.training.asked import problem_of
 from raycnn.training.badrows import BadRows
 from raycnn.training.clock import Clock
 from raycnn.training.feed import Feed, Task
 from raycnn.training.filling import keeping_bytes
 from raycnn.training.kept import Choice
-from raycnn.training.problems import problem_of
 from raycnn.training.ranks import Ranks
 from raycnn.training.reuse import Reuse, ReusingFeed, cache_of
 from raycnn.training.serialize import decode_weights

@@ -32,11 +32,11 @@ from raycnn.searching.space import depths, num_trials
 from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
+from raycnn.training.asked import problem_of
 from raycnn.training.due import evaluation_due
 from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
-from raycnn.training.problems import problem_of
 from raycnn.training.run import create_run
 from raycnn.training.setup import facts_of
 from raycnn.training.worker import MAX_ATTEMPTS

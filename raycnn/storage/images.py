@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3
@@ -17,7 +18,8 @@ from raycnn.storage.aws import client, environment
 from raycnn.storage.s3 import S3Store
 
 _log = logging.getLogger(__name__)
-_TRIES = 3
+_TRIES: Final = 3
+_LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class S3Images(S3Store):
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See Store."""
-        door = _door(self.bucket, os.getpid(), environment())
+        with _LOCK:  # the first threads would each make one
+            door = _door(self.bucket, os.getpid(), environment())
         whole = length is None and not offset
         if door.shut or not (whole or length):
             return super().get(key, offset, length)

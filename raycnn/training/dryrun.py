@@ -16,11 +16,11 @@ from raycnn.cluster import division
 from raycnn.config import Config
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan, plan_of
+from raycnn.training.asked import problem_of, settled
 from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
 from raycnn.training.phases import depth_at
-from raycnn.training.problems import problem_of, settled
 from raycnn.training.ranks import Ranks
 from raycnn.training.setup import Body, facts_of, loss_of
 

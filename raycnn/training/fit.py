@@ -15,10 +15,10 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
+from raycnn.training.asked import problem_of, settled
 from raycnn.training.curves import points_of, summary
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
-from raycnn.training.problems import problem_of, settled
 from raycnn.training.run import create_run, read_run, read_state
 from raycnn.training.setup import facts_of
 from raycnn.training.shown import read_lines

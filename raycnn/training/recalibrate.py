@@ -17,8 +17,9 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from raycnn.cluster import division
 from raycnn.config import Config
-from raycnn.data.dataset import ScanOrder, batches_of, batches_per_block, blocks
+from raycnn.data.dataset import ScanOrder, batches_of, blocks
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan
@@ -85,18 +86,15 @@ def _chunks(
     """(statistics_S, rows that could be read) of each chunk of the table, in order."""
     import ray
 
-    num_chunks = -(-len(table) // facts.chunk)
-    per_block = max(1, min(batches_per_block(facts.chunk), num_chunks // (2 * config.train.workers)))
-    order = ScanOrder(len(table), facts.chunk, per_block)
+    order = ScanOrder.shared_out(len(table), facts.chunk, config.train.workers)
     dataset = blocks(reader, table, order, task_cpus=_TASK_CPUS, first=0, last=order.num_blocks)
-    gpu = ray.cluster_resources().get("GPU", 0.0) >= config.train.workers  # type: ignore[no-untyped-call]
     dataset = dataset.map_batches(
         Calibrator,
         fn_constructor_args=(ray.put(encode_weights(module.state_dict())), config, facts),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=min(config.train.workers, order.num_blocks)),
         num_cpus=_ACTOR_CPUS,
-        num_gpus=1 if gpu else 0,
+        num_gpus=1 if division(config.train.workers).gpus else 0,
     )
     return [
         (statistics_S, int(count))

@@ -126,6 +126,7 @@ class ReusingFeed(Feed):
         for kept in filter(None, (self._train, self._val)):
             kept.close()
         self._train = self._val = None
+        super().close()
 
     def _blanks(self) -> dict[str, Array]:
         """What a black image gives, for all depths of the search: packs with other depths need the same images."""

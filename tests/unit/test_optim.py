@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_without_gradient_shrinks_only_what_decays(name: str) -> None:
+def test_a_step_without_gradient_shrinks_only_what_decays(name: Any) -> None:
     net = network()
     before = {key: value.clone() for key, value in net.named_parameters()}
-    optimizer = build_optimizer(net.named_parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    optimizer = build_optimizer(net.named_parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.5))
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -58,7 +59,8 @@ def test_sgd_and_adamw_take_their_settings() -> None:
         False,
         False,
     )
-    made = {name: build_optimizer(network().named_parameters(), OptimConfig(name=name, momentum=0.8)) for name in NAMES}  # type: ignore[arg-type]
+    configs = {name: OptimConfig.model_validate({"name": name, "momentum": 0.8}) for name in NAMES}
+    made = {name: build_optimizer(network().named_parameters(), config) for name, config in configs.items()}
     assert {name: type(optimizer) for name, optimizer in made.items()} == {
         "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop,
         "lamb": Lamb,
@@ -68,11 +70,11 @@ def test_sgd_and_adamw_take_their_settings() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_frozen_for_now_is_held_but_left_alone(name: str) -> None:
+def test_what_is_frozen_for_now_is_held_but_left_alone(name: Any) -> None:
     net = network()
     net[0].requires_grad_(False)
     before = net[0].weight.clone()
-    optimizer = build_optimizer(net.named_parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    optimizer = build_optimizer(net.named_parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.5))
     net(torch.ones(4, 3, 3, 3)).sum().backward()
     optimizer.step()
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
@@ -81,8 +83,8 @@ def test_what_is_frozen_for_now_is_held_but_left_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resume_from_the_state_dict_is_bit_equal(name: str) -> None:
-    config = OptimConfig(name=name, lr=0.05)  # type: ignore[arg-type]
+def test_resume_from_the_state_dict_is_bit_equal(name: Any) -> None:
+    config = OptimConfig(name=name, lr=0.05)
 
     def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:

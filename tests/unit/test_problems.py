@@ -18,6 +18,7 @@ from raycnn.errors import ConfigError, DataError, RaycnnError
 from raycnn.searching.answer import goal
 from raycnn.searching.settings import settings_of
 from raycnn.storage import open_store
+from raycnn.training.asked import of_labels, problem_of, settled
 from raycnn.training.problems import (
     ONE_LABEL,
     Binary,
@@ -26,9 +27,6 @@ from raycnn.training.problems import (
     Problem,
     Regression,
     from_json,
-    of_labels,
-    problem_of,
-    settled,
 )
 from raycnn.training.ranks import Ranks
 from raycnn.training.setup import INDEX_COLUMNS, Body, facts_of, loss_of
@@ -90,11 +88,15 @@ def test_targets(tmp_path: Path) -> None:
     by_key = {"0.png": [1, 1], "1.png": [0, 1], "3.png": [1, 0], "4.png": [0, 0]}
     keys = rows["key"].to_pylist()
     assert problem.targets(rows, places).tolist() == [by_key[keys[place]] for place in places]
-    assert problem.counts(rows, index.classes).tolist() == [[2, 2], [2, 2]]  # type: ignore[union-attr]
+    counts = problem.counts(rows, index.classes)
+    assert counts is not None
+    assert counts.tolist() == [[2, 2], [2, 2]]
     one = pa.table({"label": [1, 0, 1]})
     assert MultiLabel(2).targets(one, np.array([0, 1])).tolist() == [[0, 1], [1, 0]]
     assert Binary().targets(one, np.array([0, 1])).tolist() == [[1], [0]]
-    assert Binary().counts(one, "ab").tolist() == [[1, 2]]  # type: ignore[union-attr]
+    of_two = Binary().counts(one, "ab")
+    assert of_two is not None
+    assert of_two.tolist() == [[1, 2]]
     assert Regression(3.0, 2.0).targets(pa.table({"value": [3.0, 7.0]}), np.array([1, 0])).tolist() == [2.0, 0.0]
 
 

@@ -53,9 +53,9 @@ def test_constant_after_the_warmup() -> None:
     schedule=st.sampled_from(["cosine", "constant", "step", "polynomial", "onecycle", "plateau"]),
 )
 def test_the_rate_is_within_zero_and_the_peak(
-    step: int, total: int, per_epoch: float, warmup: float, schedule: str
+    step: int, total: int, per_epoch: float, warmup: float, schedule: Any
 ) -> None:
-    config = OptimConfig(lr=0.1, warmup_epochs=warmup, schedule=schedule)  # type: ignore[arg-type]
+    config = OptimConfig(lr=0.1, warmup_epochs=warmup, schedule=schedule)
     rate = learning_rate(step, total, per_epoch, config)
     assert math.isfinite(rate)
     assert 0 <= rate <= 0.1 * (1 + 1e-12)
@@ -139,7 +139,7 @@ def test_evaluations_on_no_rows_are_no_plateau() -> None:
 
 
 def test_the_rate_follows_the_batch_on_request() -> None:
-    settings = {name: OptimConfig(lr_scaling=name) for name in ("none", "linear", "sqrt")}  # type: ignore[arg-type]
+    settings = {name: OptimConfig.model_validate({"lr_scaling": name}) for name in ("none", "linear", "sqrt")}
     assert [batch_factor(config, 1024) for config in settings.values()] == [1, 4, 2]
     assert [batch_factor(config, 256) for config in settings.values()] == [1, 1, 1]
     assert batch_factor(settings["linear"], 64) == 0.25

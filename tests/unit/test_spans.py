@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from raycnn.data.spans import Span, spans
+from raycnn.errors import StorageError
 from raycnn.storage.local import LocalStore
 
 KB = 1 << 10
@@ -60,3 +61,13 @@ def test_a_row_by_itself_and_rows_that_cannot_be_read_come_alone(tmp_path: Path)
     assert Span(str(tmp_path), alone).get(alone[0]) == b""
     assert Span(str(tmp_path), missing).get(missing[1]) == b""
     assert Span(str(tmp_path), short).get(short[1]) == bytes(5)
+
+
+def test_a_store_that_is_down_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(self: LocalStore, *place: Any) -> bytes:
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(LocalStore, "get", down)
+    own = rows(("a", 0, 5), ("a", 5, 5))
+    with pytest.raises(StorageError, match="no answer"):
+        Span(str(tmp_path), own).get(own[0])

@@ -1,0 +1,71 @@
+"""Which problem a config and an index's labels are, and whether the settings fit it; without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, get_args
+
+from raycnn.config import Config, load_config
+from raycnn.config.base import Metric
+from raycnn.data.manifest import Index, Kind
+from raycnn.errors import ConfigError, DataError
+from raycnn.training.problems import PROBLEMS, Binary, MultiLabel, OneLabel, Problem, Regression
+
+_AUTO: Final[Mapping[Kind, type[Problem]]] = {"class": OneLabel, "classes": MultiLabel, "number": Regression}
+_WORDS: Final[Mapping[Kind, str]] = {"class": "one class each", "classes": "lists of classes", "number": "numbers"}
+
+
+def problem_of(config: Config, index: Index) -> Problem:
+    """What `data.task` asks of the images of an index; auto: what its labels are.
+
+    Raises:
+        DataError: the labels cannot be used for it.
+    """
+    problem = of_labels(config.data.task, index.kind, index.classes)
+    if not isinstance(problem, Regression):
+        return problem
+    values = index.rows("train")["value"].to_pylist()  # summed exactly: in any order, on any machine
+    mean = math.fsum(values) / max(len(values), 1)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(len(values), 1))
+    return Regression(mean, spread or 1.0)
+
+
+def of_labels(task: str, kind: Kind, classes: Sequence[str]) -> Problem:
+    """`problem_of` labels of this kind, numbers in their own unit."""
+    made = _AUTO[kind] if task == "auto" else PROBLEMS[task]
+    if kind not in made.kinds:
+        needed = " or ".join(_WORDS[each] for each in made.kinds)
+        what = f"the labels are {_WORDS[kind]}, and {task} needs {needed}"
+        raise DataError(what, where="data.task", fix="leave data.task out, or give other labels")
+    if made is Binary and len(classes) != 2:
+        fix = "leave data.task out, or give two classes"
+        raise DataError(f"binary needs two classes, and there are {len(classes)}", where="data.task", fix=fix)
+    return MultiLabel(len(classes)) if made is MultiLabel else made()
+
+
+def settled(config: Config, problem: Problem) -> Config:
+    """The config with the metric of this problem, unless train.metric is set.
+
+    Raises:
+        ConfigError: a metric or a loss of other problems.
+    """
+    if "metric" not in config.train.model_fields_set and config.train.metric not in problem.metrics:
+        config = load_config(config, {"train.metric": problem.metrics[0]})
+    for where, name in (("train.metric", config.train.metric), ("search.metric", config.search.metric)):
+        if name and name not in problem.metrics:
+            fix = f"use {', '.join(name for name in problem.metrics if name in get_args(Metric))}"
+            raise ConfigError(f"{name} is no metric of {problem.task} targets", where=where, fix=fix)
+    space = config.search.space.get("loss.name")
+    names = [config.loss.name, *((space.choice or space.grid or ()) if space else ())]
+    if others := [name for name in names if name not in ("auto", *problem.losses)]:
+        fix = f"use {', '.join(problem.losses)}"
+        raise ConfigError(f"{others[0]} is no loss of {problem.task} targets", where="loss.name", fix=fix)
+    of_classes = config.loss.label_smoothing or config.loss.logit_adjustment or config.loss.class_weights != "none"
+    if isinstance(problem, Regression) and of_classes:
+        fix = "leave label_smoothing, class_weights and logit_adjustment out"
+        raise ConfigError("numbers have no classes", where="loss", fix=fix)
+    if config.data.resample != "none" and "class" not in problem.kinds[:1]:
+        what = f"{problem.task} targets have no one class to draw by"
+        raise ConfigError(what, where="data.resample", fix="leave it out")
+    return config
