@@ -159,6 +159,10 @@ def _for_people(verb: str, result: Any) -> str:
         from raycnn.searching.report import render as render_search
 
         return render_search(result)
+    if verb == "train" and "folds" in result:
+        from raycnn.searching.folds_report import render as render_folds
+
+        return render_folds(result)
     if verb == "train":
         from raycnn.results.report import render_curves
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from raycnn.config import Config, dated, load_config
+from raycnn.config import Config, dated, identity, load_config
 
 Source = Config | dict[str, Any] | str | Path
 Show = Callable[[dict[str, Any], list[str]], None]
@@ -64,24 +65,33 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     Returns:
         {run, status: finished | stopped_early | preempted, epochs, steps, resumed_from, best: {step, metrics},
         checkpoint, seconds: {phase: s}, images_per_second, curves: [{epoch, train_loss, val_loss, gap}],
-        advice: what the curves say of the settings, or None}
+        advice: what the curves say of the settings, or None}. With train.folds and no train.fold, cross-validation:
+        {run, status, metric, folds: [{fold, metrics, ...}], mean, sd, standard_error, predictions, suspects, seconds},
+        see raycnn.searching.folds
 
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    from raycnn.cluster import connect
-    from raycnn.data.manifest import read_index
-    from raycnn.training.run import hold
-
     settings = dated(load_config(config))
-    storage, store, facts, settings = _open(settings, "train")
-    with hold(store) as lease:
-        _import_torch_meanwhile()
-        with connect(address, verbose=verbose):
-            pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-            from raycnn.training.fit import fit
+    if settings.train.folds and settings.train.fold is None:
+        return _cross_validate(settings, address, show, verbose=verbose)
+    opened = _open(settings, "train")
+    with _held(opened, address, show, verbose=verbose) as (lease, index):
+        from raycnn.training.fit import fit
 
-            return fit(settings, store, pinned, lease, show)
+        return fit(opened.config, opened.store, index, lease, show)
+
+
+def _cross_validate(settings: Config, address: str, show: Show, *, verbose: bool) -> dict[str, Any]:
+    from raycnn.searching.settings import ended_folds
+
+    opened = _open(settings, "folds")
+    if ended := ended_folds(opened.config, opened.store, opened.facts):
+        return ended
+    with _held(opened, address, show, verbose=verbose) as (lease, index):
+        from raycnn.searching.folds import cross_validate
+
+        return cross_validate(opened.config, opened.store, index, lease, show)
 
 
 def search(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -95,25 +105,19 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    from raycnn.cluster import connect
-    from raycnn.data.manifest import read_index
     from raycnn.searching.former import find_former
     from raycnn.searching.settings import ended_result, settings_of
-    from raycnn.training.run import hold
 
     wanted = load_config(config)
     settings = settings_of(dated(wanted))
     former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
-    storage, store, facts, settings = _open(settings, "search")
-    if ended := ended_result(settings, store):
+    opened = _open(settings, "search")
+    if ended := ended_result(opened.config, opened.store):
         return ended
-    with hold(store) as lease:
-        _import_torch_meanwhile()
-        with connect(address, verbose=verbose):
-            pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-            from raycnn.searching.search import search as run
+    with _held(opened, address, show, verbose=verbose) as (lease, index):
+        from raycnn.searching.search import search as run
 
-            return run(settings, store, pinned, lease, show, former)
+        return run(opened.config, opened.store, index, lease, show, former)
 
 
 def lr_find(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -129,7 +133,6 @@ def lr_find(config: Source, *, address: str = "local", show: Show = _silent, ver
         RaycnnError: see raycnn.errors for each kind.
     """
     from raycnn.cluster import connect
-    from raycnn.data.manifest import read_index
     from raycnn.results.lr_find import lr_find as run
     from raycnn.storage import open_store
     from raycnn.training.run import read_run
@@ -139,8 +142,7 @@ def lr_find(config: Source, *, address: str = "local", show: Show = _silent, ver
     store = storage.child(settings.run.name)
     facts = read_run(store)
     with connect(address, verbose=verbose):
-        pinned = read_index(storage, facts.index) if facts else _index(settings, show)
-        return run(settings, store, pinned, show)
+        return run(settings, store, _rows(settings, storage, facts, show), show)
 
 
 def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
@@ -225,11 +227,17 @@ def _import_torch_meanwhile() -> None:
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
 
 
-def _open(config: Config, kind: str) -> tuple[Any, Any, Any, Config]:
-    """(the root of run.storage, the run's folder, its facts, the config as its index settles it).
+class _Opened(NamedTuple):
+    """A run's config as its index settles it, the root of run.storage, the run's folder, its facts if it has any."""
 
-    CheckpointError if it was started as something else.
-    """
+    config: Config
+    storage: Any
+    store: Any
+    facts: Any
+
+
+def _open(config: Config, kind: str) -> _Opened:
+    """CheckpointError if the run was started as something else."""
     from raycnn.data.manifest import read_facts
     from raycnn.data.sources import class_names
     from raycnn.storage import open_store
@@ -245,7 +253,28 @@ def _open(config: Config, kind: str) -> tuple[Any, Any, Any, Config]:
         config = settled(config, of_labels(config.data.task, pinned["kind"], pinned["classes"]))
         check_identity(config, facts, store.uri)
         check_classes(facts, class_names(config.data.source, config.data.task), config.data.source)
-    return storage, store, facts, config
+    return _Opened(config, storage, store, facts)
+
+
+@contextmanager
+def _held(opened: _Opened, address: str, show: Show, *, verbose: bool) -> Iterator[tuple[Any, Any]]:
+    """(the run's lease, its index), with a Ray."""
+    from raycnn.cluster import connect
+    from raycnn.training.run import hold
+
+    with hold(opened.store) as lease:
+        _import_torch_meanwhile()
+        with connect(address, verbose=verbose):
+            yield lease, _rows(opened.config, opened.storage, opened.facts, show)
+
+
+def _rows(config: Config, storage: Any, facts: Any, show: Show) -> Any:
+    """The run's index, pinned or new, with the rows of its fold."""
+    from raycnn.data.folds import as_fold, fold_of
+    from raycnn.data.manifest import read_index
+
+    index = read_index(storage, facts.index) if facts else _index(config, show)
+    return as_fold(index, fold_of(identity(config)))
 
 
 def _index(config: Config, show: Show) -> Any:

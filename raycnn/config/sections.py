@@ -131,6 +131,11 @@ class TrainConfig(Section):
     views; auto: the first that fits, bytes only from a store."""
     keep: Annotated[int, Field(ge=1), OPERATIONAL] = 2
     """Newest checkpoints kept beside the best one."""
+    folds: Annotated[Annotated[int, Field(ge=2, le=100)] | None, LATER] = None
+    """Cross-validation: the rows that are train or val make so many folds, by class; each is validated by a network
+    that trains on the others. Groups and equal images stay together, the test rows stay aside. null: none."""
+    fold: Annotated[Annotated[int, Field(ge=0)] | None, LATER] = None
+    """Train this one of train.folds alone, from 0, as an ordinary run; null: all of them."""
 
     @model_validator(mode="after")
     def _workers_divide(self) -> TrainConfig:
@@ -149,6 +154,12 @@ class TrainConfig(Section):
             raise ValueError(f"virtual_shards {shards} must be a multiple of workers {self.workers}")
         if self.global_batch % shards:
             raise ValueError(f"global_batch {self.global_batch} must be a multiple of virtual_shards {shards}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> TrainConfig:
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError(f"fold {self.fold} is none of train.folds, which are counted from 0")
         return self
 
 

@@ -68,7 +68,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
     good, quarantine = _judged(source, pa.concat_tables([VERDICTS.empty_table(), *verdicts]), data)
     _check_budget(source, quarantine, data)
     index = _assembled(good, quarantine, source, store, config)
-    _check_rows(index, data)
+    _check_rows(index, data, config.train.folds)
     if index.conflicts:
         pair = " and ".join(index.conflicts[0])
         _log.warning("equal images with different labels: %d pairs, the first %s", len(index.conflicts), pair)
@@ -216,11 +216,13 @@ def _check_budget(source: Source, quarantine: pa.Table, data: DataConfig) -> Non
         )
 
 
-def _check_rows(index: Index, data: DataConfig) -> None:
+def _check_rows(index: Index, data: DataConfig, folds: int | None) -> None:
     where = f"data.source: {data.source}"
     if not len(index.manifest):
         raise DataError("no usable image", where=where, fix="check the address and the formats")
-    train = index.rows("train")
+    train, val = index.rows("train"), index.rows("val")
+    if folds:  # which are made of both
+        train = val = pa.concat_tables([train, val])
     if index.kind != "number":
         if len(index.classes) < 2:
             raise DataError(f"one class only: {index.classes[0]}", where=where, fix="add images of another class")
@@ -229,7 +231,7 @@ def _check_rows(index: Index, data: DataConfig) -> None:
             named = ", ".join(untrained[:_NAMED])
             fix = "add images of them, or lower data.val_fraction and data.test_fraction"
             raise DataError(f"classes without training images: {named}", where=where, fix=fix)
-    if not len(train) or not len(index.rows("val")):
+    if not len(train) or not len(val):
         empty = "validation" if len(train) else "training"
         raise DataError(f"no {empty} images", where=where, fix="add images, or change data.val_fraction")
 

@@ -211,7 +211,7 @@ def read_index(store: Store, hash: str, columns: Sequence[str] | None = None) ->
     else:
         raise _damaged(path)
     named = {"target": TARGET_COLUMNS[facts["kind"]]}
-    wanted = None if columns is None else [named.get(name, name) for name in columns]
+    wanted = None if columns is None else list(dict.fromkeys(named.get(name, name) for name in columns))
     manifest, quarantine = (pa.BufferReader(data[name]) for name in _FILES)
     return Index(
         hash=hash,

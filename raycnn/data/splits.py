@@ -62,6 +62,23 @@ def join_duplicates(
         same: row numbers of each set of rows with equal bytes.
     """
     _, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
+    joined = joined_units(unit_of, same)
+    affected = np.flatnonzero(np.isin(joined, joined[np.concatenate([*same, np.array([], np.int64)])]))
+    rank = np.where(given == UNKNOWN, TEST + 1, given)
+    order = affected[np.lexsort((hashes[affected], rank[affected], joined[affected]))]
+    _, firsts, which = np.unique(joined[order], return_index=True, return_inverse=True)
+    settled = splits.copy()
+    settled[order] = splits[order[firsts]][which]
+    return settled
+
+
+def joined_units(unit_of: Ints, same: Sequence[Ints]) -> Ints:
+    """The unit of each row after those that hold rows of the same bytes have become one, int64[N].
+
+    Args:
+        unit_of: units before, from 0.
+        same: row numbers of each set of rows with equal bytes.
+    """
     parent = np.arange(unit_of.max(initial=-1) + 1)
 
     def root(unit: int) -> int:
@@ -72,14 +89,7 @@ def join_duplicates(
     for rows in same:
         for row in rows[1:]:
             parent[root(unit_of[row])] = root(unit_of[rows[0]])
-    joined = np.array([root(unit) for unit in range(len(parent))], np.int64)[unit_of]
-    affected = np.flatnonzero(np.isin(joined, joined[np.concatenate([*same, np.array([], np.int64)])]))
-    rank = np.where(given == UNKNOWN, TEST + 1, given)
-    order = affected[np.lexsort((hashes[affected], rank[affected], joined[affected]))]
-    _, firsts, which = np.unique(joined[order], return_index=True, return_inverse=True)
-    settled = splits.copy()
-    settled[order] = splits[order[firsts]][which]
-    return settled
+    return np.array([root(unit) for unit in range(len(parent))], np.int64)[unit_of]
 
 
 def equal_rows(digests: Sequence[bytes]) -> list[Ints]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from raycnn.config import Config
 from raycnn.config.base import Tta
-from raycnn.data.manifest import Index, read_index, shown_names
+from raycnn.data.folds import read_rows
+from raycnn.data.manifest import Index, shown_names
 from raycnn.data.reader import COLUMNS
 from raycnn.errors import DataError
 from raycnn.results.inference import infer
@@ -22,7 +23,7 @@ from raycnn.training.calibration import Calibration
 from raycnn.training.checkpoint import Commit
 from raycnn.training.metrics import Logits
 from raycnn.training.problems import Problem
-from raycnn.training.run import count_look, find_commit, read_state
+from raycnn.training.run import count_look, find_commit, folder_of, read_state
 
 INDEX_COLUMNS = (*COLUMNS, "target", "split", "group")
 """What of the manifest an evaluation needs."""
@@ -43,9 +44,9 @@ def evaluate(config: Config) -> dict[str, Any]:
         Several labels have no confusion, numbers no classes either.
     """
     storage = open_store(config.run.storage)
-    store = storage.child(config.run.name)
+    store = folder_of(config, storage)
     run, commit = find_commit(store, config.evaluate.step)
-    index = read_index(storage, run.index, columns=INDEX_COLUMNS)
+    index = read_rows(storage, run.index, run.identity, INDEX_COLUMNS)
     if config.evaluate.split == "test":
         count_look(store)
     scores = score(config, store, commit, index, tta=config.evaluate.tta)
@@ -76,6 +77,7 @@ class Scores:
         targets_N: see the problem's `targets`.
         calibration: what was chosen on the validation rows; None: nothing.
         groups_N: the group of each row, or None.
+        rows_N: int64[N], which rows of the split they are; None: not told.
     """
 
     problem: Problem
@@ -83,6 +85,7 @@ class Scores:
     targets_N: npt.NDArray[Any]
     groups_N: list[str | None]
     calibration: Calibration | None = None
+    rows_N: npt.NDArray[np.int64] | None = None
 
 
 def score(
@@ -114,7 +117,8 @@ def score(
     told = commit.manifest.get("calibration")
     calibration = None if told is None else Calibration.of(told)
     groups = [group for group, keep in zip(table["group"].to_pylist(), good, strict=True) if keep]
-    return Scores(problem, outputs_NK[good], problem.targets(table, np.flatnonzero(good)), groups, calibration)
+    rows = np.flatnonzero(good)
+    return Scores(problem, outputs_NK[good], problem.targets(table, rows), groups, calibration, rows)
 
 
 def with_intervals(scores: Scores) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from raycnn.results.priors import correction
 from raycnn.storage import Store, open_store
 from raycnn.training.calibration import Calibration
 from raycnn.training.commit import Commit
-from raycnn.training.run import find_commit, read_state
+from raycnn.training.run import find_commit, folder_of, read_state
 from raycnn.training.state import NetworkFacts
 
 
@@ -41,7 +41,7 @@ def predict(config: Config) -> dict[str, Any]:
         {run, step, rows, unreadable, output}
     """
     storage = open_store(config.run.storage)
-    store = storage.child(config.run.name)
+    store = folder_of(config, storage)
     run, commit = find_commit(store, config.predict.step)
     if config.predict.source is None:
         index = read_index(storage, run.index, columns=[*COLUMNS, "split"])

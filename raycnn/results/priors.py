@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from raycnn.config import Config, load_config
 from raycnn.config.base import Prior
-from raycnn.data.manifest import read_index
+from raycnn.data.folds import read_rows
 from raycnn.data.plan import draws_per_epoch
 from raycnn.errors import ConfigError
 from raycnn.storage import Store
@@ -90,7 +90,8 @@ def correction(
     if problem.task not in ("single-label", "binary"):
         what = f"{problem.task} targets have no shares that add up to 1"
         raise ConfigError(what, where="evaluate.prior, predict.prior", fix="leave it out")
-    config, rows = load_config(run.config), read_index(storage, run.index, columns=("label", "split")).rows("train")
+    config = load_config(run.config)
+    rows = read_rows(storage, run.index, run.identity, ("label", "split")).rows("train")
     counts_K = np.bincount(rows["label"].to_numpy(), minlength=len(run.classes))
 
     def correct(outputs_NK: Logits) -> Logits:

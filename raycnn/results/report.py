@@ -11,7 +11,7 @@ _MAX_CLASSES = 20
 _MAX_NAME = 28
 _CURVE_ENDS = 6
 _LOSSES = ("train_loss", "val_loss", "gap")
-_TITLES = {
+TITLES = {
     "accuracy": "accuracy",
     "accuracy_tuned": "with the thresholds",
     "top5": "top-5 accuracy",
@@ -37,6 +37,7 @@ _TITLES = {
     "loss": "loss",
     "loss_calibrated": "with the temperature",
 }
+"""Of metrics, by name."""
 _RATIOS = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
 
 
@@ -86,7 +87,7 @@ def render_curves(curves: Sequence[Mapping[str, float | None]]) -> str:
 def metrics_table(metrics: Mapping[str, Any], beside: Mapping[str, Mapping[str, float | None]]) -> str:
     """A line for each metric with its interval, and other classifiers' values beside it."""
     lines = [["metric", "value", "95 % interval", *(printable(title) for title in beside)]]
-    for name, title in _TITLES.items():
+    for name, title in TITLES.items():
         others = [metrics_of.get(name) for metrics_of in beside.values()]
         if metrics.get(name) is None and all(other is None for other in others):
             continue

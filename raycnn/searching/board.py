@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raycnn.config import Config, SearchConfig, load_config
-from raycnn.data.plan import Plan
 from raycnn.errors import RaycnnError, decode_error
 from raycnn.searching.records import Evaluation, TrialRecord, write
 from raycnn.storage import Store
@@ -60,7 +59,6 @@ class Board:
     Args:
         store: the run's folder.
         config: the search's, with train.metric the one that is compared.
-        plan: of the training rows.
         mode: whether more or less of the metric is better.
         stage: which trials.
         packs: names of the packs' actors.
@@ -69,10 +67,10 @@ class Board:
     """
 
     def __init__(
-        self, store: Store, config: Config, plan: Plan, mode: Mode, stage: Stage, packs: Sequence[str],
+        self, store: Store, config: Config, mode: Mode, stage: Stage, packs: Sequence[str],
         known: Sequence[TrialRecord], prepare: Callable[[Config], None],
     ) -> None:  # fmt: skip
-        self._store, self._config, self._plan, self._mode, self._stage = store, config, plan, mode, stage
+        self._store, self._config, self._mode, self._stage = store, config, mode, stage
         self.records = {record.id: record for record in known}
         self.fatal: RaycnnError | None = None
         self._prepare = prepare
@@ -106,10 +104,7 @@ class Board:
         metrics, step = outcome.get("metrics"), outcome.get("step", 0)
         if metrics:
             earlier = tuple(each for each in record.evaluations if each.step < step)
-            config = load_config(self._config, values)
-            plan = replace(self._plan, global_batch=config.train.global_batch, views=config.augment.views)
-            epochs = plan.epochs(step)
-            evaluation = Evaluation(step, epochs, round(outcome["seconds"], 3), metrics)
+            evaluation = Evaluation(step, outcome["epochs"], round(outcome["seconds"], 3), metrics)
             record = replace(record, evaluations=(*earlier, evaluation))
         if outcome.get("error"):
             record = replace(record, status="failed", reason=str(decode_error(outcome["error"])))

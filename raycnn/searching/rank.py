@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from raycnn.config import Config, load_config
-from raycnn.data.manifest import Index, read_index
+from raycnn.config import Config, identity, load_config
+from raycnn.data.folds import read_rows
+from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
 from raycnn.memory import release_freed_memory
 from raycnn.results.inference import Block, Scorer
@@ -30,7 +31,7 @@ from raycnn.training.recorder import Recorder, Run
 from raycnn.training.reuse import ReusingFeed
 from raycnn.training.run import create_run, read_run
 from raycnn.training.serialize import decode_optimizer, decode_weights
-from raycnn.training.setup import INDEX_COLUMNS, facts_of, loss_of
+from raycnn.training.setup import INDEX_COLUMNS, loss_of
 from raycnn.training.state import TrainState
 
 
@@ -61,7 +62,7 @@ class PackRank:
         prepare(device, job.config.train.threads)
         storage = open_store(job.config.run.storage)
         self._run: Store = storage.child(job.config.run.name)
-        self._index: Index = read_index(storage, job.index, columns=INDEX_COLUMNS)
+        self._index: Index = read_rows(storage, job.index, identity(job.config), INDEX_COLUMNS)
         self.shares = Shares(job, storage, self._index, ranks, device)
         self._members: dict[str, tuple[str, Member]] = {}
         self._scorer: tuple[str, Scorer] | None = None
@@ -90,10 +91,9 @@ class PackRank:
         config = load_config(self._job.config, values)
         key = share_key(config)
         shared = self.shares.of(config)
-        facts = facts_of(config, self._index.classes, self.shares.problem)
-        loss = loss_of(config, facts, self._index, self._device)
+        loss = loss_of(config, shared.body.facts, shared.feed.task.table, self._device)
         learner = shared.body.copied_learner(config, self._ranks, loss)
-        state = TrainState(facts)
+        state = TrainState(shared.body.facts)
         if place.commit is not None:
             files = checkpoint.verified(self._folder(place.source), place.commit)
             state = TrainState.decode(files["state.json"])
@@ -161,6 +161,7 @@ def _outcome(member: Member) -> dict[str, Any]:
     evaluation = state.evaluations[-1] if state.evaluations else None
     return {
         "step": state.step,
+        "epochs": member.epochs,
         "evaluation": len(state.evaluations),
         "metrics": copy.copy(evaluation["metrics"]) if evaluation and evaluation["step"] == state.step else None,
         "seconds": member.clock.total,

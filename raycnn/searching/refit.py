@@ -38,6 +38,8 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
         "run.name": NAME,
         "train.epochs": winner.commit.step * chosen.train.global_batch / (rows * chosen.augment.views),
         "train.workers": full_width(chosen, resources()),
+        "train.folds": None,  # its rows are chosen
+        "train.fold": None,
     }
     folder = store.child(f"{FOLDER}/{NAME}")
     with hold(folder) as lease:

@@ -14,6 +14,7 @@ from raycnn.searching.answer import goal
 from raycnn.searching.records import RESULT
 from raycnn.searching.space import check
 from raycnn.storage import Store
+from raycnn.training.run import RunFacts
 
 _PLAN: Final = "search/search.json"
 _PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")
@@ -30,6 +31,9 @@ def settings_of(config: Config) -> Config:
         config = load_config(config, {"train.metric": chosen})
         check_goal(config)
     check(config)
+    if config.train.folds and config.train.fold is None:
+        fix = "leave it out, or name the train.fold whose rows the search is to be made on"
+        raise ConfigError("a search does not run folds", where="train.folds", fix=fix)
     if config.search.refit and config.train.patience:
         fix = "leave it out, or set search.refit: false"
         raise ConfigError("a refit has no validation rows to stop early by", where="train.patience", fix=fix)
@@ -79,3 +83,26 @@ def pin(store: Store, config: Config) -> None:
                 where=store.uri,
                 fix="restore them, or choose a new run.name",
             ) from None
+
+
+def grid_of(config: Config) -> Config:
+    """The config of a search over train.folds: every fold to its end, and nothing chosen."""
+    kept = "share" if config.train.reuse in ("none", "bytes") else "auto"
+    space = {"train.fold": {"grid": list(range(config.train.folds or 0))}}
+    search = {"space": space, "confirm": [0, 0], "reuse": kept, "packs": config.search.packs}
+    return load_config(config, {"search": search})
+
+
+def ended_folds(config: Config, store: Store, facts: RunFacts | None) -> dict[str, Any] | None:
+    """What a cross-validation that has ended found; None while it has not.
+
+    Raises:
+        CheckpointError: it was started for another number of epochs.
+    """
+    if facts is None:
+        return None
+    then, now = facts.config["train"]["epochs"], config.train.epochs
+    if then != now:
+        fix = "restore them, or choose a new run.name"
+        raise CheckpointError(f"the folds were started for other epochs: {then:g} -> {now:g}", where=store.uri, fix=fix)
+    return ended_result(grid_of(config), store)

@@ -35,7 +35,8 @@ def share_key(config: Config) -> str:
 
 def start_folder(config: Config) -> str:
     """Folder, below the run's, of the commit with the weights that trials of this config start from."""
-    settings = {path: value for path, value in hashed(config).items() if path.startswith(_START)}
+    paths = _START if config.model.recalibrate != "train" else (*_START, "train.fold")  # whose rows it looks at
+    settings = {path: value for path, value in hashed(config).items() if path.startswith(paths)}
     return f"search/start/{_digest(settings)}"
 
 

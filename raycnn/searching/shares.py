@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from raycnn.config import Config, Depth, load_config
+from raycnn.config import Config, Depth, identity, load_config
+from raycnn.data.folds import as_fold, fold_of
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
 from raycnn.searching.costs import Costs
@@ -80,7 +81,6 @@ class Shares:
 
     def __init__(self, job: PackJob, storage: Store, index: Index, ranks: Ranks, device: torch.device) -> None:
         self._job, self._index, self._ranks, self._device = job, index, ranks, device
-        self.problem = problem_of(job.config, index)
         self._run = storage.child(job.config.run.name)
         self._cache = cache_of(job.config.cache, storage)
         self._keeping = Keeping({}, 0, 1)
@@ -134,7 +134,8 @@ class Shares:
         shared.feed.close()
 
     def _make(self, config: Config) -> Shared:
-        facts = facts_of(config, self._index.classes, self.problem)
+        index, budget = as_fold(self._index, fold_of(identity(config))), config.data.bad_image_budget
+        facts = facts_of(config, index.classes, problem_of(config, index))
         body = Body(config, facts, self._device)
         start = self._run.child(start_folder(config))
         commit = checkpoint.latest(start, None)
@@ -142,9 +143,8 @@ class Shares:
             raise CheckpointError("the trials' starting weights are gone", where=start.uri, fix="run it again")
         weights = checkpoint.verified(start, commit, ["weights.safetensors"])["weights.safetensors"]
         body.module.load_state_dict(decode_weights(weights))
-        task = task_of(config, facts, self._index, self._job.task_cpus, self._ranks.world)
+        task = task_of(config, facts, index, self._job.task_cpus, self._ranks.world)
         feed = self._feed(body, task, task.plan.steps(config.train.epochs))
-        index, budget = self._index, config.data.bad_image_budget
         return Shared(body, feed, BadRows(task.table, len(index.manifest), len(index.quarantine), budget), Clock())
 
     def _feed(self, body: Body, task: Task, total: int) -> Feed:

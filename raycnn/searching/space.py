@@ -129,6 +129,8 @@ def _why_not(path: str, info: FieldInfo) -> str | None:
         return "it says where, how fast or how often, not what is trained"
     if section == "data" and path != "data.image_size":
         return "all trials share one set of rows"
+    if path in ("train.folds", "train.fold"):
+        return "raycnn train runs folds"
     return "trials are compared by it" if path in ("train.metric", "train.eval_every") else None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 
 from raycnn.cluster import resources
-from raycnn.config import Config, load_config
+from raycnn.config import Config, identity, load_config
+from raycnn.data.folds import as_fold, fold_of
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.data.plan import plan_of
@@ -55,6 +56,7 @@ class Trials:
         lease: of the run, held by this process.
         show: called with news.
         first: settings to try before all others.
+        kind: what the run is, see `create_run`.
     """
 
     config: Config
@@ -63,11 +65,16 @@ class Trials:
     lease: Lease
     show: Show
     first: list[dict[str, Any]]
+    kind: Literal["search", "folds"] = "search"
 
     def __post_init__(self) -> None:
-        self.problem = problem_of(self.config, self.index)
         self.metric, self.mode = goal(self.config)
-        self.plan = plan_of(self.config, self.index.rows("train"))
+        # where trials differ in their rows, the first fold stands for all
+        folds = self.config.train.folds and self.config.train.fold is None
+        self.typical: dict[str, Any] = {"train.fold": 0} if folds else {}
+        first = load_config(self.config, self.typical)
+        index = self._index(first)
+        self.plan, self.num_validated = plan_of(first, index.rows("train")), len(index.rows("val"))
         self.leaving = threading.Event()
         self.over_budget = False
 
@@ -84,7 +91,7 @@ class Trials:
             Preempted: asked to leave; everything is kept.
         """
         config = self.config
-        create_run(config, self.store, self.index.hash, self.index.classes, "search")
+        create_run(config, self.store, self.index.hash, self.index.classes, self.kind)
         pin(self.store, config)
         with asked_to_leave() as self.leaving:
             fruitless, known = 0, records.read_all(self.store)
@@ -107,7 +114,7 @@ class Trials:
         self.budget = Budget(config.search, self.store, self.crew.packs * self.crew.ranks)
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
         with crew_of(job, self.crew) as packs:
-            self._start_weights(config)  # while the packs start
+            self._start_weights(load_config(config, self.typical))  # while the packs start
             self._weigh(list(packs.values()), total)
             known = records.read_all(self.store)
             sampler = Sampler(config.search, self.metric, self.mode, self.first)
@@ -125,14 +132,14 @@ class Trials:
     def _weigh(self, packs: list[Any], total: int) -> None:
         """Measure, each pack some of the depths; decide what all keep, and how many trials memory holds."""
         config = self.config
-        values = [{"model.unfreeze": depth} for depth in depths(config)]
+        values = [{**self.typical, "model.unfreeze": depth} for depth in depths(config)]
         parts = [values[number :: len(packs)] for number in range(len(packs))]
         self.costs = merged(
             ray.get([pack.measure.remote(part) for pack, part in zip(packs, parts, strict=True) if part])
         )
         waves = -(-total // self.crew.concurrent)
         epochs = config.train.epochs if config.augment.random else 1.0
-        views = round(self.plan.num_rows * self.plan.views * epochs) + len(self.index.rows("val"))
+        views = round(self.plan.num_rows * self.plan.views * epochs) + self.num_validated
         on_node = -(-len(packs) // len(ray.nodes()))  # type: ignore[no-untyped-call]
         uses = Uses(per_view=waves * on_node * config.train.epochs / epochs, views=views)
         self.choices = choose(self.costs, uses, config.cache.max_bytes, config.search.reuse)
@@ -165,11 +172,11 @@ class Trials:
     def _stage(
         self, stage: Stage, scheduler: Any, packs: dict[str, Any], known: list[TrialRecord]
     ) -> list[TrialRecord]:
-        board = Board(self.store, self.config, self.plan, self.mode, stage, list(packs), known, self._start_weights)
+        board = Board(self.store, self.config, self.mode, stage, list(packs), known, self._start_weights)
 
         def news() -> None:
             self.budget.note()
-            self.show({"phase": _progress(board, stage, self.metric, self.mode)}, [])
+            self.show({"phase": _progress(board, stage, self.metric, self.mode, self.kind)}, [])
 
         def leave() -> bool:
             self.over_budget = self.over_budget or self.budget.over()
@@ -206,17 +213,23 @@ class Trials:
     def _cut(self, values: dict[str, Any]) -> CutCost:
         return self.costs.cuts[self.costs.depths[load_config(self.config, values).model.unfreeze_text]]
 
+    def _index(self, config: Config) -> Index:
+        """The index as a trial of this config sees it."""
+        return as_fold(self.index, fold_of(identity(config)))
+
     def _start_weights(self, config: Config) -> None:
-        facts = facts_of(config, self.index.classes, self.problem)
-        write_start(config, self.store, self.lease.owner, facts, lambda line: self.show({}, [line]), self.index)
+        index = self._index(config)
+        facts = facts_of(config, index.classes, problem_of(config, index))
+        write_start(config, self.store, self.lease.owner, facts, lambda line: self.show({}, [line]), index)
 
 
-def _progress(board: Board, stage: Stage, metric: str, mode: Mode) -> str:
+def _progress(board: Board, stage: Stage, metric: str, mode: Mode, kind: str) -> str:
     ended = sum(record.status != "running" for record in board.mine)
     best = ranking(board.mine, metric, mode)
-    text = f"{stage.name}: {ended} of {stage.num_trials} trials"
+    name, each = ("cross-validation", "fold") if kind == "folds" else (stage.name, "trial")
+    text = f"{name}: {ended} of {stage.num_trials} {each}s"
     if best:
         found = best_evaluation(best[0], metric, mode)
         assert found is not None
-        text += f"  best {metric} {found.metrics[metric]:.4g} (trial {best[0].id})"
+        text += f"  best {metric} {found.metrics[metric]:.4g} ({each} {best[0].id})"
     return text

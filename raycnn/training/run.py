@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import to_jsonable_python
 
@@ -21,6 +21,7 @@ from raycnn.training.state import TrainState
 from raycnn.version import versions
 
 FORMAT = 1
+_STARTED_BY: Final = {"train": "raycnn train", "search": "raycnn search", "folds": "raycnn train --train.folds"}
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,24 @@ def check_classes(facts: RunFacts, now: set[str], where: str) -> None:
 
 
 def check_kind(facts: RunFacts, kind: str, where: str) -> None:
-    """CheckpointError if the run is not a fit (train), or not a search."""
+    """CheckpointError if the run is not what `kind` says: a fit (train), a search, or a cross-validation (folds)."""
     if facts.kind != kind:
-        fix = f"choose another run.name, or use `raycnn {facts.kind}`"
-        raise CheckpointError(f"this run was started by `raycnn {facts.kind}`", where=where, fix=fix)
+        started = _STARTED_BY.get(facts.kind, facts.kind)
+        fix = f"choose another run.name, or use `{started}`"
+        raise CheckpointError(f"this run was started by `{started}`", where=where, fix=fix)
+
+
+def folder_of(config: Config, storage: Store) -> Store:
+    """The folder, below the root of run.storage, that evaluate and predict take: the run's, or one of its folds'."""
+    store, fold = storage.child(config.run.name), config.train.fold
+    if fold is None or (facts := read_run(store)) is None or facts.kind != "folds":
+        return store
+    return store.child(fold_folder(fold))
+
+
+def fold_folder(number: int) -> str:
+    """Folder, below that of a cross-validation, of one of its folds: a run folder of its own."""
+    return f"search/trials/{number:04d}"
 
 
 def hold(store: Store) -> Lease:
@@ -212,6 +227,12 @@ def find_commit(store: Store, step: int | str) -> tuple[RunFacts, Commit]:
     facts = read_run(store)
     if facts is None:
         raise CheckpointError("no such run", where=store.uri, fix="see `raycnn runs`, or train it first")
+    if facts.kind == "folds":
+        folds = facts.config["train"]["folds"]
+        fix = f"name one: --train.folds {folds} --train.fold 0, or {store.uri}/{fold_folder(0)} for raycnn.load"
+        raise CheckpointError(
+            "a cross-validation has a network for each fold, none of its own", where=store.uri, fix=fix
+        )
     found = checkpoint.commits(store, record)
     metric = facts.config["train"]["metric"]
     if step == "best":

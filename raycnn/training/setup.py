@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -100,10 +101,10 @@ class Body:
         return Learner(network.module, stages, config, self.device, ranks, loss)
 
 
-def loss_of(config: Config, facts: NetworkFacts, index: Index | None, device: torch.device) -> BatchLoss:
-    """The loss that the config says, for the training rows of this index; None: as if all classes had as many."""
+def loss_of(config: Config, facts: NetworkFacts, rows: pa.Table | None, device: torch.device) -> BatchLoss:
+    """The loss that the config says, for these training rows; None: as if all classes had as many."""
     problem = facts.problem
-    counts = None if index is None else problem.counts(index.rows("train"), facts.classes)
+    counts = None if rows is None else problem.counts(rows, facts.classes)
     if counts is not None and config.data.resample != "none":
         counts = draws_per_epoch(counts.ravel(), config.data.resample).reshape(counts.shape)
     return _LOSSES[problem.task](config.loss, counts, device)

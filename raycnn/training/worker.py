@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from raycnn.config import Config
-from raycnn.data.manifest import read_index
+from raycnn.config import Config, identity
+from raycnn.data.folds import read_rows
 from raycnn.errors import CheckpointError, NoProgressError, RaycnnError
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord, begin_group
@@ -131,11 +131,11 @@ def _start(job: Job, ranks: Ranks, clock: Clock, *, one_node: bool) -> Start:
     store = storage.child(config.run.name)
     resume: tuple[LeaseRecord, Commit] = ranks.from_first(_resume_point(store, job) if ranks.rank == 0 else None)
     record, commit = resume
-    index = read_index(storage, job.index, columns=INDEX_COLUMNS)
+    index = read_rows(storage, job.index, identity(config), INDEX_COLUMNS)
     files = checkpoint.verified(store, commit)
     state = TrainState.decode(files["state.json"])
     body = Body(config, state.network, device)
-    learner = body.learner(config, ranks, loss_of(config, state.network, index, device))
+    learner = body.learner(config, ranks, loss_of(config, state.network, index.rows("train"), device))
     learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
     task = task_of(config, state.network, index, job.task_cpus, ranks.world)
     bad_rows = BadRows(task.table, len(index.manifest), len(index.quarantine), config.data.bad_image_budget)

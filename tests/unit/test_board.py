@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from raycnn.config import Config, load_config
-from raycnn.data.plan import Plan
 from raycnn.errors import DivergedError, StorageError, encode_error
 from raycnn.searching import records
 from raycnn.searching.board import Board, Stage, starting_order
@@ -25,7 +24,6 @@ CONFIG = load_config(
         "train": {"global_batch": 10, "patience": 3, "metric": "accuracy"},
     }
 )
-PLAN = Plan(num_rows=40, global_batch=10, seed=0)
 DEPTHS = [2, 0, 0, 1, 0, "all"]
 
 
@@ -47,7 +45,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def board(store: LocalStore, of: Stage | None = None, packs: str = "p", prepare: Any = lambda config: None) -> Board:
-    return Board(store, CONFIG, PLAN, "max", of or stage(), list(packs), records.read_all(store), prepare)
+    return Board(store, CONFIG, "max", of or stage(), list(packs), records.read_all(store), prepare)
 
 
 def kept(store: LocalStore, trial: str) -> TrialRecord:
@@ -75,6 +73,7 @@ def drain(made: Board) -> list[dict[str, Any]]:
 def evaluated(step: int, accuracy: float | None = 0.5, **outcome: Any) -> dict[str, Any]:
     return {
         "step": step,
+        "epochs": step / 4,
         "metrics": {"accuracy": accuracy},
         "seconds": step / 3,
         "status": None,

@@ -16,7 +16,6 @@ import torch
 from raycnn.config import Config, load_config
 from raycnn.data.index import build_index
 from raycnn.data.manifest import read_index
-from raycnn.data.plan import Plan
 from raycnn.data.reader import ImageReader
 from raycnn.errors import ObjectNotFound, RunBusyError
 from raycnn.results import parts
@@ -196,13 +195,19 @@ def search_two(uri: str, source: str) -> None:
     store, config = open_store(uri), config_of(uri, source)
     pin(store, config)
     stage = Stage("search", range(2), lambda number, _: {"optim.lr": (0.1, 0.2)[number]}, lambda values: 1.0)
-    plan = Plan(4, 2, 0)
-    board = Board(store, config, plan, "min", stage, ["pack"], records.read_all(store), lambda config: None)
+    board = Board(store, config, "min", stage, ["pack"], records.read_all(store), lambda config: None)
     while trial := board.next():
         metrics = {"loss": trial["values"]["optim.lr"]}
         for step in (2, 4):
             status = "finished" if step == 4 else None
-            outcome = {"step": step, "metrics": metrics, "seconds": 1.0, "status": status, "error": None}
+            outcome = {
+                "step": step,
+                "epochs": step / 2,
+                "metrics": metrics,
+                "seconds": 1.0,
+                "status": status,
+                "error": None,
+            }
             board.reported(trial["id"], trial["values"], outcome)
         board.ended(trial["id"], "")
 
