@@ -2,6 +2,10 @@
 
 Each takes a Config, a mapping or the path of a YAML file, and the address of the Ray to use: `local` starts a private
 one on this machine, unless the process already uses one.
+
+Those that build the network take one of your own as `model`, in the place of model.name: a function of the number of
+outputs (a class is one) or a module, whose weights training then starts from. Those that train take a `loss`,
+(logits_NK, targets) -> the loss of each row, float[N]. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -11,9 +15,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raycnn.config import Config, dated, identity, load_config
+from raycnn.config import Config, Given, dated, identity, load_config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Model = nn.Module | Callable[[int], nn.Module]
+    Loss = Callable[[Tensor, Tensor], Tensor]
 
 Source = Config | dict[str, Any] | str | Path
 Show = Callable[[dict[str, Any], list[str]], None]
@@ -59,7 +69,10 @@ def index(
         return found
 
 
-def train(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def train(
+    config: Source, *, model: Model | None = None, loss: Loss | None = None, address: str = "local",
+    show: Show = _silent, verbose: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Train the run to its end; continues from its newest checkpoint if it has one.
 
     Returns:
@@ -72,7 +85,7 @@ def train(config: Source, *, address: str = "local", show: Show = _silent, verbo
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    settings = dated(load_config(config))
+    settings = dated(_settings(config, model, loss))
     if settings.train.folds and settings.train.fold is None:
         return _cross_validate(settings, address, show, verbose=verbose)
     opened = _open(settings, "train")
@@ -94,7 +107,10 @@ def _cross_validate(settings: Config, address: str, show: Show, *, verbose: bool
         return cross_validate(opened.config, opened.store, index, lease, show)
 
 
-def search(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def search(
+    config: Source, *, model: Model | None = None, loss: Loss | None = None, address: str = "local",
+    show: Show = _silent, verbose: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Search the settings of `search.space`; continues a search of this run.name that was interrupted.
 
     Returns:
@@ -108,7 +124,7 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
     from raycnn.searching.former import find_former
     from raycnn.searching.settings import ended_result, settings_of
 
-    wanted = load_config(config)
+    wanted = _settings(config, model, loss)
     settings = settings_of(dated(wanted))
     former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
     opened = _open(settings, "search")
@@ -120,7 +136,10 @@ def search(config: Source, *, address: str = "local", show: Show = _silent, verb
         return run(opened.config, opened.store, index, lease, show, former)
 
 
-def lr_find(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def lr_find(
+    config: Source, *, model: Model | None = None, loss: Loss | None = None, address: str = "local",
+    show: Show = _silent, verbose: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Find a value for optim.lr: train some steps at rising ones from the run's starting weights, and see the loss.
 
     The run itself, started or not, stays as it is.
@@ -137,7 +156,7 @@ def lr_find(config: Source, *, address: str = "local", show: Show = _silent, ver
     from raycnn.storage import open_store
     from raycnn.training.run import read_run
 
-    settings = dated(load_config(config))
+    settings = dated(_settings(config, model, loss))
     storage = open_store(settings.run.storage)
     store = storage.child(settings.run.name)
     facts = read_run(store)
@@ -145,34 +164,41 @@ def lr_find(config: Source, *, address: str = "local", show: Show = _silent, ver
         return run(settings, store, _rows(settings, storage, facts, show), show)
 
 
-def evaluate(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def evaluate(
+    config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
     """Evaluate a checkpoint of the run; see raycnn.results.evaluate."""
     from raycnn.cluster import connect
     from raycnn.results.evaluate import evaluate as run
 
-    settings = dated(load_config(config))
+    settings = dated(_settings(config, model))
     show({"phase": "evaluating"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
 
 
-def predict(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def predict(
+    config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
     """Predict images with a checkpoint of the run; see raycnn.results.predict."""
     from raycnn.cluster import connect
     from raycnn.results.predict import predict as run
 
-    settings = dated(load_config(config))
+    settings = dated(_settings(config, model))
     show({"phase": "predicting"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
 
 
-def plan(config: Source, *, address: str = "local", show: Show = _silent, verbose: bool = False) -> dict[str, Any]:
+def plan(
+    config: Source, *, model: Model | None = None, loss: Loss | None = None, address: str = "local",
+    show: Show = _silent, verbose: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """What `train` would do and need, without training; see raycnn.training.dryrun."""
     from raycnn.cluster import connect
     from raycnn.training.dryrun import dry_run
 
-    settings = dated(load_config(config))
+    settings = dated(_settings(config, model, loss))
     with connect(address, verbose=verbose):
         return dry_run(settings, _index(settings, show))
 
@@ -198,12 +224,13 @@ def doctor(config: Source | None = None, *, address: str = "local") -> list[dict
     return [asdict(check) for check in checks(None if config is None else load_config(config), address)]
 
 
-def load(run: str, step: int | str = "best") -> Any:
+def load(run: str, step: int | str = "best", *, model: Model | None = None) -> Any:
     """A trained network with its preprocessing and labels, as a torch module.
 
     Args:
         run: uri of the run's folder, run.storage/run.name.
         step: which checkpoint: a step, best or latest.
+        model: the network that was given to `train`, if one was.
 
     Returns:
         raycnn.results.classifier.Classifier
@@ -214,9 +241,26 @@ def load(run: str, step: int | str = "best") -> Any:
     from raycnn.storage import open_store
     from raycnn.training.run import find_commit
 
+    given = Given()
+    if model is not None:
+        from raycnn.models.given import given_of
+
+        given = given_of(model)
     store = open_store(run)
     _, commit = find_commit(store, step)
-    return read_classifier(store, commit, "float32", torch.device("cpu"))
+    return read_classifier(store, commit, "float32", torch.device("cpu"), given)
+
+
+def _settings(config: Source, model: Model | None = None, loss: Loss | None = None) -> Config:
+    """The config with what is given beside it; ConfigError if it names a network that is not given."""
+    if model is None and loss is None:
+        settings = load_config(config)
+    else:
+        from raycnn.models.given import with_given
+
+        settings = with_given(config, model, loss)
+    settings.given.require(settings.model.name)
+    return settings
 
 
 def _import_torch_meanwhile() -> None:

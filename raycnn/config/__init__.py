@@ -2,6 +2,7 @@
 
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Section
+from raycnn.config.given import Given
 from raycnn.config.loading import dated, load_config
 from raycnn.config.model import Depth, HeadConfig, ModelConfig, Phase
 from raycnn.config.optim import LossConfig, OptimConfig
@@ -29,6 +30,7 @@ __all__ = [
     "Depth",
     "Distribution",
     "EvaluateConfig",
+    "Given",
     "HeadConfig",
     "LossConfig",
     "LrFindConfig",

@@ -11,20 +11,29 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from raycnn.config.given import Given
 from raycnn.config.paths import set_path
 from raycnn.config.sections import Config
 from raycnn.errors import ConfigError
 from raycnn.secrecy import has_credentials
 
 
-def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(
+    source: str | Path | dict[str, Any] | Config, overrides: dict[str, Any] | None = None, given: Given | None = None
+) -> Config:
     """The config of a YAML file (or mapping), with `overrides` by dotted path laid over it.
+
+    Args:
+        source: of a Config also what is given with it is kept.
+        overrides: values by dotted path.
+        given: what goes with it.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown field, a value its field refuses, an address
             with credentials; the path is named.
     """
     if isinstance(source, Config):
+        given = given or source.given
         tree = source.model_dump(mode="json", exclude_unset=True)
     else:
         tree = json.loads(json.dumps(source)) if isinstance(source, dict) else _read_yaml(Path(source))
@@ -38,7 +47,7 @@ def load_config(source: str | Path | dict[str, Any] | Config, overrides: dict[st
         if has_credentials(text):
             fix = "remove them; they come from the environment or a profile"
             raise ConfigError("credentials in an address", where=path, fix=fix)
-    return config
+    return config.with_given(given) if given else config
 
 
 def dated(config: Config, now: datetime | None = None) -> Config:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from raycnn.config.base import LATER, Fraction, Section
+
+_NAMES: Final = r"^((torchvision|timm|reference)/[A-Za-z0-9_.\-]+|python/[A-Za-z0-9_.\-]+@[0-9a-f]{12})$"
 
 Depth = Annotated[int, Field(ge=0)] | Literal["all"] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
 """What trains beside the head: a number of stages counted from it, `all`, or from the module of this path on."""
@@ -37,8 +39,9 @@ class HeadConfig(Section):
 class ModelConfig(Section):
     """Which network, from which weights, and how much of it trains."""
 
-    name: Annotated[str, Field(pattern=r"^(torchvision|timm|reference)/[A-Za-z0-9_.\-]+$")]
-    """torchvision/NAME, timm/NAME or reference/NAME."""
+    name: Annotated[str, Field(pattern=_NAMES)]
+    """torchvision/NAME, timm/NAME or reference/NAME; of a network that is given from Python python/NAME@DIGEST, which
+    is set by itself."""
     weights: str = "default"
     """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None

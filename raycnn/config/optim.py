@@ -60,9 +60,14 @@ class OptimConfig(Section):
 class LossConfig(Section):
     """The loss of a row; see data.task."""
 
-    name: Annotated[Literal["auto", "cross_entropy", "bce", "focal", "mse", "l1", "huber"], LATER] = "auto"
+    name: Annotated[
+        Literal["auto", "cross_entropy", "bce", "focal", "mse", "l1", "huber"]
+        | Annotated[str, Field(pattern=r"^python/[A-Za-z0-9_.\-]+$")],
+        LATER,
+    ] = "auto"
     """auto: cross_entropy of one label, bce of yes and no, mse of a number. focal: what is right already counts little
-    (Lin et al., 2017); mse of one label: the mean squared difference of the probabilities to the one-hot label."""
+    (Lin et al., 2017); mse of one label: the mean squared difference of the probabilities to the one-hot label.
+    A loss that is given from Python is python/NAME, which is set by itself."""
     huber_delta: Annotated[float, Field(gt=0), LATER] = 1.0
     """huber: where squares become lines, in standard deviations of the training rows' numbers."""
     focal_gamma: Annotated[float, Field(ge=0), LATER] = 2.0

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
+from raycnn.config.given import Given
 from raycnn.config.model import ModelConfig
 from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.search import SearchConfig
 from raycnn.errors import ConfigError
+
+_Spread = Annotated[float, Field(gt=0)]
 
 
 class RunConfig(Section):
@@ -53,6 +56,11 @@ class DataConfig(Section):
     is equally likely. 8 makes reading from shards cheap; where their images are sorted by class, batches are too."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side of the network's square input in pixels; default: the size of its pretrained config."""
+    mean: Annotated[tuple[float, float, float] | None, LATER] = None
+    """What is taken from red, green and blue, in shares of 255, before the network sees them; default: that of its
+    pretrained config, 0.5 without one."""
+    std: Annotated[tuple[_Spread, _Spread, _Spread] | None, LATER] = None
+    """What the rest is then divided by; default: as that of data.mean."""
     bad_image_budget: Fraction = 0.01
     """Share of the images that may be unreadable before the run ends with code 3."""
     max_pixels: Annotated[int, Field(gt=0)] = 50_000_000
@@ -256,6 +264,18 @@ class Config(Section):
     shards: Annotated[ShardsConfig, OPERATIONAL] = ShardsConfig()
     cache: Annotated[CacheConfig, OPERATIONAL] = CacheConfig()
     lr_find: Annotated[LrFindConfig, OPERATIONAL] = LrFindConfig()
+    _given: Given = PrivateAttr(default=Given())
+
+    @property
+    def given(self) -> Given:
+        """What a caller from Python gave with it."""
+        return self._given
+
+    def with_given(self, given: Given) -> Config:
+        """The same config with something else given."""
+        config = self.model_copy()
+        config._given = given
+        return config
 
     @model_validator(mode="after")
     def _passes_apart(self) -> Config:

@@ -40,6 +40,12 @@ def with_statistics(module: nn.Module) -> list[_BatchNorm]:
     return [each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 
+def learnt_statistics(module: nn.Module) -> bool:
+    """Whether it has no such layers, or their statistics are not all those of layers just made."""
+    layers = with_statistics(module)
+    return not layers or any(bool(_mean(layer).any()) for layer in layers)
+
+
 @torch.no_grad()
 def batch_statistics(module: nn.Module, inputs: Tensor) -> Tensor:
     """Mean and variance (unbiased) of what comes to each BatchNorm layer, which normalises by them on the way.

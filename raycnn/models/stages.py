@@ -14,7 +14,7 @@ from torch import nn
 from raycnn.config import Depth
 from raycnn.errors import ConfigError
 from raycnn.models.tracing import Cut, Trace, Untraceable, trace
-from raycnn.models.zoo import Network, preprocessing
+from raycnn.models.zoo import Network, native_size
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def find(network: Network) -> Stages:
     module = network.module
     top = network.classifier.partition(".")[0]
     try:
-        traced = trace(module, preprocessing(network.name).image_size)
+        traced = trace(module, native_size(network))
         head_cut = _head_cut(traced, top + ".")
         ends = _ends(traced, head_cut)
     except Untraceable as reason:

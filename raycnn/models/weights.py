@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from raycnn.config.given import PYTHON
 from raycnn.errors import CheckpointError, ConfigError, StorageError
 from raycnn.models.plain import load_plain
 from raycnn.models.zoo import AUXILIARY, Network, create
@@ -28,7 +29,8 @@ def load_pretrained(network: Network, weights: str, *, sha256: str | None, read:
     That one stays as it was built, except when another run's has the same number of classes.
 
     Args:
-        weights: none, default (the zoo's own, downloaded where they are not cached), or what `read` understands.
+        weights: none, default (the zoo's own, downloaded where they are not cached, or those that a given network comes
+            with), or what `read` understands.
         sha256: hex digest that the bytes must have.
         read: the bytes of a safetensors file or of a torch state dict.
 
@@ -45,6 +47,9 @@ def load_pretrained(network: Network, weights: str, *, sha256: str | None, read:
         raise ConfigError(f"weights: {weights} has no file to check", where="model.weights_sha256", fix=fix)
     if weights == "none":
         return f"{network.name}: random weights"
+    if weights == "default" and network.name.startswith(PYTHON):
+        _refuse_wild(network.module, network.name)
+        return f"{network.name}: the weights that it comes with"
     if weights == "default":
         state, source = _zoo_state(network.name), "the zoo's default weights"
     else:
@@ -61,9 +66,7 @@ def load_pretrained(network: Network, weights: str, *, sha256: str | None, read:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)} | fresh
         source += f", new class layer {network.classifier}"
     load_state(network.module, state, where=weights)
-    if wild := [n for n, tensor in network.module.state_dict().items() if not torch.isfinite(tensor).all()]:
-        fix = "train or download them again"
-        raise CheckpointError(f"the weights hold NaN or Inf: {_listed(wild)}", where=weights, fix=fix)
+    _refuse_wild(network.module, weights)
     return f"{network.name}: {source}"
 
 
@@ -99,6 +102,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
     with torch.no_grad():
         for name in both:
             own[name].copy_(state[name])
+
+
+def _refuse_wild(module: nn.Module, where: str) -> None:
+    if wild := [name for name, tensor in module.state_dict().items() if not torch.isfinite(tensor).all()]:
+        fix = "train or download them again"
+        raise CheckpointError(f"the weights hold NaN or Inf: {_listed(wild)}", where=where, fix=fix)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision/NAME, timm/NAME, reference/NAME."""
+"""Networks by name: torchvision/NAME, timm/NAME, reference/NAME, or given as python/NAME@DIGEST."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from raycnn.config import HeadConfig
+from raycnn.config import Given, HeadConfig
+from raycnn.config.given import PYTHON
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import ConfigError
 from raycnn.models import reference
+from raycnn.models.given import given_network
 from raycnn.models.heads import replace_head
 
 AUXILIARY: Final = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
 """State-dict prefixes of the auxiliary heads, which are never built."""
 _LINEAR: Final = HeadConfig()
+_NOTHING: Final = Given()
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Network:
     """A network and what it expects.
 
     Args:
-        name: ZOO/NAME.
+        name: as in model.name.
         module: float32 images_NCHW to logits_NK.
         classifier: dotted path of the class layer, or of the layers in its place: what no file's weights fit.
         preprocessing: of its pretrained config, at the image size in use.
@@ -41,8 +44,9 @@ class Network:
 
 
 def build(
-    name: str, num_classes: int, *, seed: int, image_size: int | None = None, head: HeadConfig = _LINEAR
-) -> Network:
+    name: str, num_classes: int, *, seed: int, image_size: int | None = None, head: HeadConfig = _LINEAR,
+    given: Given = _NOTHING,
+) -> Network:  # fmt: skip
     """The network with random weights, which depend on `seed` alone; no file or network is touched.
 
     The class layer has num_classes outputs and torch's default initialisation in every zoo, auxiliary heads are
@@ -52,31 +56,51 @@ def build(
     Args:
         image_size: side of the input, in place of the pretrained config's; the crop fraction stays.
         head: what stands in the place of the class layer.
+        given: what goes with the config, for a network that is in no zoo: its layers are initialised as it says.
 
     Raises:
-        ConfigError: an unknown name, timm is not installed, or a head that the network cannot have.
+        ConfigError: an unknown name, timm is not installed, a head that the network cannot have, or nothing given.
+        CheckpointError: another network is given.
     """
-    native = preprocessing(name)
+    view = preprocessing(name, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        module = create(name, num_classes)
-        classifier = _classifier(name, module, num_classes)
-        # some of timm's start so wide that the first loss is several times chance, which the body then pays for
-        _as_linear(module.get_submodule(classifier)).reset_parameters()
+        if name.startswith(PYTHON):
+            module, classifier = given_network(given, name, num_classes, view.image_size)
+        else:
+            module = create(name, num_classes)
+            classifier = _classifier(name, module, num_classes)
+            # some of timm's start so wide that the first loss is several times chance, which the body then pays for
+            _as_linear(module.get_submodule(classifier)).reset_parameters()
         classifier = replace_head(module, classifier, head)
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.inplace = False
-    size = native.image_size if image_size is None else image_size
-    return Network(name, module, classifier, replace(native, image_size=size))
+    return Network(name, module, classifier, view)
 
 
-def preprocessing(name: str) -> Preprocessing:
-    """The preprocessing of the network's default weights, at its native image size.
+def preprocessing(name: str, image_size: int | None = None) -> Preprocessing:
+    """The preprocessing of the network's default weights, at its native image size or another one.
 
     Raises:
-        ConfigError: an unknown name, or timm is not installed.
+        ConfigError: an unknown name, timm is not installed, or a given network without a size.
     """
+    if name.startswith(PYTHON):
+        if image_size is None:
+            fix = "set it to the side of the square images that the network takes, in pixels"
+            raise ConfigError(f"{name} has no image size of its own", where="data.image_size", fix=fix)
+        return Preprocessing(image_size, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    native = _native(name)
+    return native if image_size is None else replace(native, image_size=image_size)
+
+
+def native_size(network: Network) -> int:
+    """The image size that a network is traced at, so that its stages do not depend on the one in use."""
+    given = network.name.startswith(PYTHON)
+    return network.preprocessing.image_size if given else _native(network.name).image_size
+
+
+def _native(name: str) -> Preprocessing:
     zoo, short = _known(name)
     if zoo == "reference":
         return reference.NETWORKS[short].preprocessing

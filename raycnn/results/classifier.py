@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from raycnn.config import Given
 from raycnn.data.decode import Limits, decode
 from raycnn.data.transforms import eval_view
 from raycnn.models.weights import load_state
-from raycnn.models.zoo import build
 from raycnn.training.calibration import Calibration
 from raycnn.training.device import Normalize, choose_precision, in_chunks, to_device
 from raycnn.training.serialize import decode_weights
+from raycnn.training.setup import network_of
 from raycnn.training.state import NetworkFacts
 
 
@@ -39,10 +40,11 @@ class Classifier(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device) -> Classifier:
+    def load(
+        cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device, given: Given
+    ) -> Classifier:
         """From the bytes of a checkpoint."""
-        size = facts.preprocessing.image_size
-        network = build(facts.name, facts.num_outputs, seed=0, image_size=size, head=facts.head).module
+        network = network_of(facts, given).module
         load_state(network, decode_weights(weights), where="weights.safetensors")
         network.to(memory_format=torch.channels_last)
         return cls(network, facts, choose_precision(precision, device)).to(device)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from raycnn.cluster import CpuDivision, division
-from raycnn.config import Config
+from raycnn.config import Config, Given
 from raycnn.config.base import Tta
 from raycnn.data.dataset import ScanOrder, batches_of, blocks
 from raycnn.data.reader import PADDING, ImageReader
@@ -29,6 +29,7 @@ from raycnn.training.state import TrainState
 
 Block = dict[str, npt.NDArray[Any]]
 _PENDING: Final = 2  # blocks sent to an actor at a time: one to score, one to wait
+_NOTHING: Final = Given()
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Scored:
     reasons: npt.NDArray[np.str_]
 
 
-def read_classifier(store: Store, commit: Commit, precision: str, device: torch.device) -> Classifier:
-    """A checkpoint's network, its files verified."""
+def read_classifier(
+    store: Store, commit: Commit, precision: str, device: torch.device, given: Given = _NOTHING
+) -> Classifier:
+    """A checkpoint's network, its files verified; one that is in no zoo has to be given."""
     files = checkpoint.verified(store, commit, ["state.json", "weights.safetensors"])
     facts = TrainState.decode(files["state.json"]).network
-    network = Classifier.load(files["weights.safetensors"], facts, precision, device)
+    network = Classifier.load(files["weights.safetensors"], facts, precision, device, given)
     network.calibration = Calibration.of(commit.manifest.get("calibration"))
     return network
 
@@ -71,6 +74,7 @@ def infer(
     if start == len(table):
         return
     facts = read_state(store, commit).network
+    config.given.require(facts.name)
     cpus = division(config.train.workers)
     reader = ImageReader.of(config.data, source, tta_preprocessing(facts.preprocessing, tta))
     order = ScanOrder.shared_out(len(table), facts.chunk, config.train.workers)
@@ -105,10 +109,11 @@ def _sent_to(scorers: Sequence[Any], dataset: Any, store: Store, commit: Commit,
     import ray
 
     pending: deque[Any] = deque()
+    told = ray.put(config)  # once: it may hold a whole network
     for number, block in enumerate(batches_of(dataset, batch_size=None)):
         if len(pending) == _PENDING * len(scorers):
             yield ray.get(pending.popleft())
-        pending.append(scorers[number % len(scorers)].score.remote(store, commit, config, block))
+        pending.append(scorers[number % len(scorers)].score.remote(store, commit, told, block))
     for scored in pending:
         yield ray.get(scored)
 
@@ -122,7 +127,7 @@ class Scorer:
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         prepare(device, config.train.threads)
         self._tta = tta
-        self.network = read_classifier(store, commit, config.train.precision, device)
+        self.network = read_classifier(store, commit, config.train.precision, device, config.given)
 
     def __call__(self, block: Block) -> Block:
         """Columns image, row, reason to row, reason, logits."""

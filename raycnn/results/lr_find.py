@@ -23,7 +23,7 @@ from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import run_groups
 from raycnn.training.probe import Probe, smoothed
 from raycnn.training.run import hold, read_run
-from raycnn.training.setup import facts_of
+from raycnn.training.setup import facts_of, try_given
 from raycnn.training.start import first_commit
 
 FOLDER: Final = "lr-find"
@@ -114,6 +114,7 @@ def _run(config: Config, run: Store, index: Index, show: Show) -> dict[str, Any]
     name = hashlib.sha256(f"{identity_hash(settings)} {index.hash}".encode()).hexdigest()[:16]
     settings, folder = load_config(settings, {"run.name": name}), place.child(name)
     facts = facts_of(config, index.classes, problem)
+    try_given(config, facts, index)
     write_index(index, place)
     with hold(folder) as lease, asked_to_leave() as leaving:
         record = read_lease(folder)

@@ -23,6 +23,7 @@ from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.asked import problem_of, settled
 from raycnn.training.groups import Show
+from raycnn.training.setup import facts_of, try_given
 
 
 def search(
@@ -46,8 +47,10 @@ def search(
         RaycnnError: as the search ends.
     """
     started = time.monotonic()
-    config = settled(config, problem_of(config, index))
+    problem = problem_of(config, index)
+    config = settled(config, problem)
     check_goal(config)
+    try_given(config, facts_of(config, index.classes, problem), index)
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
 
     def conclude(found: list[TrialRecord], packs: list[Any]) -> tuple[list[TrialRecord], Winner | None, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Final, get_args
 
 from raycnn.config import Config, load_config
 from raycnn.config.base import Metric
+from raycnn.config.given import PYTHON
 from raycnn.data.manifest import Index, Kind
 from raycnn.errors import ConfigError, DataError
 from raycnn.training.problems import PROBLEMS, Binary, MultiLabel, OneLabel, Problem, Regression
@@ -58,10 +59,13 @@ def settled(config: Config, problem: Problem) -> Config:
             raise ConfigError(f"{name} is no metric of {problem.task} targets", where=where, fix=fix)
     space = config.search.space.get("loss.name")
     names = [config.loss.name, *((space.choice or space.grid or ()) if space else ())]
-    if others := [name for name in names if name not in ("auto", *problem.losses)]:
+    if others := [name for name in names if name not in ("auto", *problem.losses) and not name.startswith(PYTHON)]:
         fix = f"use {', '.join(problem.losses)}"
         raise ConfigError(f"{others[0]} is no loss of {problem.task} targets", where="loss.name", fix=fix)
     of_classes = config.loss.label_smoothing or config.loss.logit_adjustment or config.loss.class_weights != "none"
+    if of_classes and any(name.startswith(PYTHON) for name in names):
+        fix = "leave label_smoothing, class_weights and logit_adjustment out"
+        raise ConfigError("a loss that is given does by itself all that it is to do", where="loss", fix=fix)
     if isinstance(problem, Regression) and of_classes:
         fix = "leave label_smoothing, class_weights and logit_adjustment out"
         raise ConfigError("numbers have no classes", where="loss", fix=fix)

@@ -20,7 +20,7 @@ from raycnn.training.curves import points_of, summary
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
 from raycnn.training.run import create_run, read_run, read_state
-from raycnn.training.setup import facts_of
+from raycnn.training.setup import facts_of, try_given
 from raycnn.training.shown import read_lines
 from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
@@ -46,6 +46,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     problem = problem_of(config, index)
     config = settled(config, problem)
     facts = facts_of(config, index.classes, problem)
+    try_given(config, facts, index)
     with asked_to_leave() as leaving:
         record = read_lease(store)
         create_run(config, store, index.hash, index.classes)

@@ -100,7 +100,7 @@ def cross_entropy_sum(
         A float32 scalar; 0 when no row is valid.
     """
     loss = F.cross_entropy(
-        _masked(logits_NK, valid_N),  # ignore_index alone would let its Inf or NaN through
+        masked(logits_NK, valid_N),  # ignore_index alone would let its Inf or NaN through
         torch.where(valid_N, labels_N, _MASKED),
         weight=class_weights_K,
         ignore_index=_MASKED,
@@ -124,7 +124,7 @@ def focal_sum(
 
     As `cross_entropy_sum` in all else; equal to it where gamma is 0.
     """
-    log_p_NK = _masked(logits_NK, valid_N).log_softmax(1)
+    log_p_NK = masked(logits_NK, valid_N).log_softmax(1)
     targets_NK = _smooth_targets(log_p_NK, labels_N, valid_N, label_smoothing)
     if class_weights_K is not None:
         targets_NK = targets_NK * class_weights_K
@@ -147,7 +147,7 @@ def square_sum(
 
     Brier's score (1950), over K. A row's weight is that of its class; the rest as in `cross_entropy_sum`.
     """
-    p_NK = _masked(logits_NK, valid_N).softmax(1)
+    p_NK = masked(logits_NK, valid_N).softmax(1)
     targets_NK = _smooth_targets(p_NK, labels_N, valid_N, label_smoothing)
     losses_N = torch.where(valid_N, (p_NK - targets_NK).square().mean(1), 0.0)
     if class_weights_K is not None:
@@ -189,9 +189,15 @@ def log_priors(counts_K: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.log(counts / counts.sum()))
 
 
-def _masked(logits_NK: Tensor, valid_N: Tensor) -> Tensor:
+def masked(logits_NK: Tensor, valid_N: Tensor) -> Tensor:
     """In float32, with zeros for a masked row: 0 * Inf would be NaN."""
     return torch.where(valid_N[:, None], logits_NK.float(), 0.0)
+
+
+def sum_of(losses_N: Tensor, valid_N: Tensor, factors_N: Tensor | None) -> Tensor:
+    """The sum over the valid rows, each times its factor."""
+    losses_N = torch.where(valid_N, losses_N, 0.0)
+    return losses_N.sum() if factors_N is None else (losses_N * factors_N).sum()
 
 
 def _known(labels_N: Tensor, valid_N: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raycnn.config import LossConfig
-from raycnn.training.losses import BatchLoss, class_weights, log_priors
+from raycnn.training.losses import BatchLoss, class_weights, log_priors, sum_of
 
 
 def sigmoid_loss(config: LossConfig, counts_K2: npt.NDArray[np.int64] | None, device: torch.device) -> BatchLoss:
@@ -46,7 +46,7 @@ def sigmoid_loss(config: LossConfig, counts_K2: npt.NDArray[np.int64] | None, de
             yes_NK, no_NK = yes_NK * (gamma * log_no_NK).exp(), no_NK * (gamma * log_yes_NK).exp()
         if weights_K2 is not None:
             yes_NK, no_NK = yes_NK * weights_K2[:, 1], no_NK * weights_K2[:, 0]
-        return _sum(-(yes_NK + no_NK).mean(1), valid_N, factors_N)
+        return sum_of(-(yes_NK + no_NK).mean(1), valid_N, factors_N)
 
     return loss
 
@@ -70,11 +70,6 @@ def number_loss(config: LossConfig, counts: None, device: torch.device) -> Batch
     def loss(outputs_N1: Tensor, targets_N: Tensor, valid_N: Tensor, factors_N: Tensor | None = None) -> Tensor:
         outputs_N = torch.where(valid_N, outputs_N1[:, 0].float(), 0.0)
         targets_N = torch.where(valid_N, targets_N, 0.0).float()
-        return _sum(function(outputs_N, targets_N, reduction="none"), valid_N, factors_N)
+        return sum_of(function(outputs_N, targets_N, reduction="none"), valid_N, factors_N)
 
     return loss
-
-
-def _sum(losses_N: Tensor, valid_N: Tensor, factors_N: Tensor | None) -> Tensor:
-    losses_N = torch.where(valid_N, losses_N, 0.0)
-    return losses_N.sum() if factors_N is None else (losses_N * factors_N).sum()

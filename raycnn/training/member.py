@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from raycnn.config.given import PYTHON
 from raycnn.errors import DivergedError, RaycnnError
 from raycnn.training.calibration import Calibration
 from raycnn.training.clock import Clock
@@ -93,10 +94,11 @@ class Member:
             norm = learner.step(lr, beta)
         if norm - norm != 0 and not learner.skips_overflows():
             keys = ", ".join(self._task.keys(step, 8))
+            loss = f"see whether {config.loss.name} is finite, " if config.loss.name.startswith(PYTHON) else ""
             raise DivergedError(
                 f"the gradient is NaN or Inf at step {step}, learning rate {lr:.3g}, images {keys}, ...",
                 where="optim.lr",
-                fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, under a new run.name",
+                fix=f"{loss}lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, under a new run.name",
             )
         learner.average(step)
         found = learner.micro_batch

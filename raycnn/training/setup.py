@@ -11,18 +11,20 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from raycnn.config import Config, Depth
+from raycnn.config import Config, Depth, Given
+from raycnn.config.given import PYTHON
 from raycnn.data.dataset import batches_per_block
 from raycnn.data.manifest import Index
 from raycnn.data.plan import draws_per_epoch, plan_of
 from raycnn.data.reader import COLUMNS, ImageReader
 from raycnn.models.depthwise import speed_up_depthwise
 from raycnn.models.stages import Stages, find
-from raycnn.models.zoo import build, preprocessing
+from raycnn.models.zoo import Network, build, preprocessing
 from raycnn.training.augmenting import DeviceViews
 from raycnn.training.compiling import BACKEND
 from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choose_precision
 from raycnn.training.feed import Task
+from raycnn.training.given_loss import given_loss, try_out
 from raycnn.training.learner import Learner
 from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.losses_of_outputs import number_loss, sigmoid_loss
@@ -46,9 +48,19 @@ _LOSSES: Final[Mapping[str, Callable[..., BatchLoss]]] = {
 
 def facts_of(config: Config, classes: tuple[str, ...], problem: Problem = ONE_LABEL) -> NetworkFacts:
     """What the config's network is, before it is built."""
-    view, size = preprocessing(config.model.name), config.data.image_size
-    view = view if size is None else replace(view, image_size=size)
+    data, view = config.data, preprocessing(config.model.name, config.data.image_size)
+    view = replace(view, mean=data.mean or view.mean, std=data.std or view.std)
     return NetworkFacts(config.model.name, classes, view, config.train.chunk, config.model.head, problem)
+
+
+def network_of(facts: NetworkFacts, given: Given, seed: int = 0) -> Network:
+    """The network of these facts, with random weights, or with its own if it is a given one.
+
+    Raises:
+        ConfigError, CheckpointError: see raycnn.models.zoo.build.
+    """
+    size = facts.preprocessing.image_size
+    return build(facts.name, facts.num_outputs, seed=seed, image_size=size, head=facts.head, given=given)
 
 
 class Body:
@@ -60,9 +72,9 @@ class Body:
     """
 
     def __init__(self, config: Config, facts: NetworkFacts, device: torch.device) -> None:
-        size = facts.preprocessing.image_size
-        network = build(facts.name, facts.num_outputs, seed=0, image_size=size, head=facts.head)
+        network = network_of(facts, config.given)
         self.device = device
+        self._call = config.given.call if facts.name.startswith(PYTHON) else ""
         self.stages: Stages = find(network)
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu":
@@ -77,12 +89,13 @@ class Body:
         """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
 
         The weights before the cut, the network, the shape of a pass, precision, kind of device, torch's version, and
-        whether the prefix is compiled.
+        whether the prefix is compiled; of a given network, whose code may be another each time, the call too.
         """
         own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         digest = hashlib.sha256(repr((self.facts, self._precision, kind, torch.__version__)).encode())
         digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
+        digest.update(self._call.encode())
         if self.prefix.compiled:
             digest.update(f"compiled by {BACKEND}".encode())
         for name, tensor in self.module.state_dict().items():
@@ -107,7 +120,24 @@ def loss_of(config: Config, facts: NetworkFacts, rows: pa.Table | None, device: 
     counts = None if rows is None else problem.counts(rows, facts.classes)
     if counts is not None and config.data.resample != "none":
         counts = draws_per_epoch(counts.ravel(), config.data.resample).reshape(counts.shape)
-    return _LOSSES[problem.task](config.loss, counts, device)
+    if not config.loss.name.startswith(PYTHON):
+        return _LOSSES[problem.task](config.loss, counts, device)
+    loss = given_loss(config.loss.name, config.given, device)
+    if index is not None:
+        try_out(loss, config.loss.name, problem, index.rows("train"), facts.num_outputs, device)
+    return loss
+
+
+def try_given(config: Config, facts: NetworkFacts, index: Index) -> None:
+    """Refuse a given network or loss that cannot be used, before anything is written down.
+
+    Raises:
+        ConfigError
+    """
+    if facts.name.startswith(PYTHON):
+        network_of(facts, config.given)
+    if config.loss.name.startswith(PYTHON):
+        loss_of(config, facts, index, torch.device("cpu"))
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:

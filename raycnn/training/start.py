@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from raycnn.config import Config
 from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
+from raycnn.models.batchnorm import learnt_statistics
 from raycnn.models.weights import load_pretrained
-from raycnn.models.zoo import build
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord
 from raycnn.training import checkpoint
@@ -18,6 +16,7 @@ from raycnn.training.recalibrate import recalibrate
 from raycnn.training.recorder import Run
 from raycnn.training.run import RunFacts, find_commit, parent_of
 from raycnn.training.serialize import encode_optimizer, encode_weights
+from raycnn.training.setup import network_of
 from raycnn.training.state import NetworkFacts, TrainState
 
 
@@ -33,21 +32,14 @@ def first_commit(
         told: facts of the run or search, which pin the checkpoint of another run that it starts from.
         index: whose rows model.recalibrate looks at.
     """
-    network = build(
-        config.model.name,
-        facts.num_outputs,
-        seed=derive_seed(config.train.seed, "init"),
-        image_size=config.data.image_size,
-        head=config.model.head,
-    )
+    network = network_of(facts, config.given, derive_seed(config.train.seed, "init"))
     if config.model.weights == "none":
         say(f"{network.name}: from scratch, seed {config.train.seed}")
-        norms = any(isinstance(module, _BatchNorm) for module in network.module.modules())
-        if norms and config.model.batchnorm == "frozen":
-            say("model.batchnorm: frozen keeps untrained statistics when weights are none; local or sync learn them")
     else:
         pin = config.model.weights_sha256
         say(load_pretrained(network, config.model.weights, sha256=pin, read=_reader(config, told)))
+    if config.model.batchnorm == "frozen" and not learnt_statistics(network.module):
+        say("model.batchnorm: frozen keeps statistics that nothing has been learnt of; local or sync learn them")
     if config.model.recalibrate != "none":
         assert index is not None
         recalibrate(network.module, config, facts, index, say)
