@@ -123,8 +123,8 @@ def loss_of(config: Config, facts: NetworkFacts, rows: pa.Table | None, device: 
     if not config.loss.name.startswith(PYTHON):
         return _LOSSES[problem.task](config.loss, counts, device)
     loss = given_loss(config.loss.name, config.given, device)
-    if index is not None:
-        try_out(loss, config.loss.name, problem, index.rows("train"), facts.num_outputs, device)
+    if rows is not None:
+        try_out(loss, config.loss.name, problem, rows, facts.num_outputs, device)
     return loss
 
 
@@ -137,7 +137,7 @@ def try_given(config: Config, facts: NetworkFacts, index: Index) -> None:
     if facts.name.startswith(PYTHON):
         network_of(facts, config.given)
     if config.loss.name.startswith(PYTHON):
-        loss_of(config, facts, index, torch.device("cpu"))
+        loss_of(config, facts, index.rows("train"), torch.device("cpu"))
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:
