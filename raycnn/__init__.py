@@ -2,7 +2,7 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import doctor, evaluate, index, load, lr_find, plan, predict, runs, search, train
+from raycnn.verbs import doctor, evaluate, features, index, load, lr_find, plan, predict, runs, search, train
 from raycnn.version import __version__
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "__version__",
     "doctor",
     "evaluate",
+    "features",
     "index",
     "load",
     "load_config",

@@ -27,6 +27,7 @@ _VERBS = {
     "lr-find": "find a learning rate: some steps at rising ones, which the run does not notice",
     "evaluate": "metrics of the best checkpoint on the test split",
     "predict": "predict a bucket, a folder or the test split to Parquet",
+    "features": "what the network says of images before its head, a row each, to Parquet",
     "plan": "what train would do and need, without training",
     "runs": "list the runs below run.storage",
     "doctor": "check this machine, the cluster and the object store before a run",

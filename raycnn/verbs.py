@@ -151,17 +151,10 @@ def lr_find(
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    from raycnn.cluster import connect
-    from raycnn.results.lr_find import lr_find as run
-    from raycnn.storage import open_store
-    from raycnn.training.run import read_run
+    with _at_hand(_settings(config, model, loss), address, show, verbose) as (settings, store, pinned):
+        from raycnn.results.lr_find import lr_find as run
 
-    settings = dated(_settings(config, model, loss))
-    storage = open_store(settings.run.storage)
-    store = storage.child(settings.run.name)
-    facts = read_run(store)
-    with connect(address, verbose=verbose):
-        return run(settings, store, _rows(settings, storage, facts, show), show)
+        return run(settings, store, pinned, show)
 
 
 def evaluate(
@@ -188,6 +181,16 @@ def predict(
     show({"phase": "predicting"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
+
+
+def features(
+    config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
+    """Write what the network says of images before its head, a row each; see raycnn.results.features."""
+    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+        from raycnn.results.features import features as run
+
+        return run(settings, store, pinned, show)
 
 
 def plan(
@@ -261,6 +264,21 @@ def _settings(config: Source, model: Model | None = None, loss: Loss | None = No
         settings = with_given(config, model, loss)
     settings.given.require(settings.model.name)
     return settings
+
+
+@contextmanager
+def _at_hand(config: Config, address: str, show: Show, verbose: bool) -> Iterator[tuple[Config, Any, Any]]:
+    """(the config, the run's folder, the run's rows or else those of its source as it is now), with a Ray."""
+    from raycnn.cluster import connect
+    from raycnn.storage import open_store
+    from raycnn.training.run import folder_of, read_run
+
+    settings = dated(config)
+    storage = open_store(settings.run.storage)
+    store = folder_of(settings, storage)
+    facts = read_run(store)
+    with connect(address, verbose=verbose):
+        yield settings, store, _rows(settings, storage, facts, show)
 
 
 def _import_torch_meanwhile() -> None:

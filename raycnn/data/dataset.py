@@ -158,8 +158,8 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
         try:
             read = reader.read(ray.get(table_ref), rows, epochs)
         except RaycnnError as failure:
-            size, error = reader.preprocessing.image_size, encode_error(failure)
-            read = Images(np.zeros((len(rows), size, size, 3), np.uint8), [""] * len(rows), 0, 0)
+            error = encode_error(failure)
+            read = Images(np.zeros((len(rows), *reader.shape), np.uint8), [""] * len(rows), 0, 0)
         return {
             "image": read.images_NHWC,
             "row": rows,

@@ -86,6 +86,11 @@ class ImageReader:
         limits = Limits(data.max_pixels, data.max_bytes)
         return cls(source, preprocessing, limits, threads_for(source, data.fetch_threads), **view)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image as it is read."""
+        return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
+
     def read(self, table: pa.Table, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Images:
         """Images of `rows` of `table` as seen in `epochs`.
 
@@ -94,8 +99,7 @@ class ImageReader:
         """
         _keep_freed_memory()
         start, decoders = time.perf_counter(), _Decoders(min(_DECODES_AT_ONCE, self.fetch_threads))
-        size = self.preprocessing.image_size
-        images_NHWC = np.zeros((len(rows), size, size, 3), np.uint8)
+        images_NHWC = np.zeros((len(rows), *self.shape), np.uint8)
         where = np.flatnonzero(rows != PADDING)
         picked = table.take(rows[where])
         order = pc.sort_indices(picked, [("key", "ascending"), ("offset", "ascending")]).to_numpy()

@@ -205,10 +205,15 @@ def _untraceable(error: Exception) -> Untraceable:
     return Untraceable(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an activation of this shape is NHWC: the square is there."""
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
+
+
 def _resolution(tensor: Tensor) -> tuple[int, ...]:
     """Of NCHW, or of NHWC where the square is there."""
     shape = tuple(tensor.shape)
-    if len(shape) == 4 and shape[1] == shape[2] != shape[3]:
+    if channels_last(shape):
         return shape[1:3]
     return shape[2:] or (1, 1)
 

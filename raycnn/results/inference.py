@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from raycnn.cluster import CpuDivision, division
+from raycnn.cluster import division
 from raycnn.config import Config, Given
 from raycnn.config.base import Tta
 from raycnn.data.dataset import ScanOrder, batches_of, blocks
@@ -73,49 +73,66 @@ def infer(
     """
     if start == len(table):
         return
-    facts = read_state(store, commit).network
+    facts, workers = read_state(store, commit).network, config.train.workers
     config.given.require(facts.name)
-    cpus = division(config.train.workers)
     reader = ImageReader.of(config.data, source, tta_preprocessing(facts.preprocessing, tta))
-    order = ScanOrder.shared_out(len(table), facts.chunk, config.train.workers)
-    first = start // (order.chunks_per_block * order.chunk)
-    dataset = blocks(reader, table, order, task_cpus=cpus.task, first=first, last=order.num_blocks)
+    work = by_new_actors(Scorer, (store, commit, config, tta), workers)
     if scorers:
-        scored = _sent_to(scorers, dataset, store, commit, config)
-    else:
-        scored = _by_new_actors(dataset, order.num_blocks - first, cpus, (store, commit, config, tta))
-    for got in scored:
+        work = _sent_to(scorers, store, commit, config)
+    for got in scan(reader, table, facts.chunk, workers, work, start):
+        yield Scored(got["row"], got["logits"], got["reason"])
+
+
+Work = Callable[[Any, int], Iterator[Block]]
+"""What makes of a dataset of decoded blocks, and of their number, the blocks of its outputs in the same order."""
+
+
+def scan(reader: ImageReader, table: pa.Table, chunk: int, workers: int, work: Work, start: int = 0) -> Iterator[Block]:
+    """What `work` says of every row of `table` from `start` on, in order and without padding."""
+    if start == len(table):
+        return
+    order = ScanOrder.shared_out(len(table), chunk, workers)
+    first = start // (order.chunks_per_block * order.chunk)
+    dataset = blocks(reader, table, order, task_cpus=division(workers).task, first=first, last=order.num_blocks)
+    for got in work(dataset, order.num_blocks - first):
         real = (got["row"] != PADDING) & (got["row"] >= start)
-        yield Scored(got["row"][real], got["logits"][real], got["reason"][real])
+        yield {name: column[real] for name, column in got.items()}
 
 
-def _by_new_actors(
-    dataset: Any, num_blocks: int, cpus: CpuDivision, scorer: tuple[Store, Commit, Config, Tta]
-) -> Iterator[Block]:
-    import ray
+def by_new_actors(actor: type, arguments: tuple[Any, ...], workers: int) -> Work:
+    """Actors of the class, at most as many as workers, each with as much of the machine as a rank has."""
 
-    dataset = dataset.map_batches(
-        Scorer,
-        fn_constructor_args=scorer,
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(scorer[2].train.workers, num_blocks)),
-        num_cpus=cpus.per_rank,
-        num_gpus=1 if cpus.gpus else 0,
-    )
-    return batches_of(dataset, batch_size=None)
+    def work(dataset: Any, num_blocks: int) -> Iterator[Block]:
+        import ray
+
+        cpus = division(workers)
+        dataset = dataset.map_batches(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, num_blocks)),
+            num_cpus=cpus.per_rank,
+            num_gpus=1 if cpus.gpus else 0,
+        )
+        return batches_of(dataset, batch_size=None)
+
+    return work
 
 
-def _sent_to(scorers: Sequence[Any], dataset: Any, store: Store, commit: Commit, config: Config) -> Iterator[Block]:
-    import ray
+def _sent_to(scorers: Sequence[Any], store: Store, commit: Commit, config: Config) -> Work:
+    def work(dataset: Any, num_blocks: int) -> Iterator[Block]:
+        import ray
 
-    pending: deque[Any] = deque()
-    told = ray.put(config)  # once: it may hold a whole network
-    for number, block in enumerate(batches_of(dataset, batch_size=None)):
-        if len(pending) == _PENDING * len(scorers):
-            yield ray.get(pending.popleft())
-        pending.append(scorers[number % len(scorers)].score.remote(store, commit, told, block))
-    for scored in pending:
-        yield ray.get(scored)
+        pending: deque[Any] = deque()
+        told = ray.put(config)  # once: it may hold a whole network
+        for number, block in enumerate(batches_of(dataset, batch_size=None)):
+            if len(pending) == _PENDING * len(scorers):
+                yield ray.get(pending.popleft())
+            pending.append(scorers[number % len(scorers)].score.remote(store, commit, told, block))
+        for scored in pending:
+            yield ray.get(scored)
+
+    return work
 
 
 class Scorer:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raycnn.config import Config
 from raycnn.data.manifest import read_index, shown_names
@@ -18,11 +15,10 @@ from raycnn.data.reader import COLUMNS
 from raycnn.data.sources import list_images
 from raycnn.errors import DataError
 from raycnn.results.inference import Scored, infer
-from raycnn.results.parts import Parts
+from raycnn.results.parts import Parts, digest_of, name_of, place_of, write
 from raycnn.results.priors import correction
-from raycnn.storage import Store, open_store
+from raycnn.storage import open_store
 from raycnn.training.calibration import Calibration
-from raycnn.training.commit import Commit
 from raycnn.training.run import find_commit, folder_of, read_state
 from raycnn.training.state import NetworkFacts
 
@@ -48,12 +44,12 @@ def predict(config: Config) -> dict[str, Any]:
         source, table, name = index.source, index.rows("test"), "test"
     else:
         source, table = list_images(config.predict.source)
-        name = hashlib.sha256(config.predict.source.encode()).hexdigest()[:12]
+        name = name_of(config.predict.source)
     if not len(table):
         raise DataError("no images to predict", where=f"predict.source: {source}", fix="check the path")
     facts, calibration = read_state(store, commit).network, Calibration.of(commit.manifest.get("calibration"))
-    target, key = _target(config, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
-    keys, unreadable = shown_names(table), 0
+    target, key = place_of(config.predict.output, store, f"predictions/{name}.step-{commit.step:08d}.parquet")
+    keys = shown_names(table)
     correct = correction(storage, run, facts.problem, config.predict.prior, calibration)
     told = {"calibration": json.dumps(calibration.told(facts.classes))}
     schema = pa.schema(
@@ -64,47 +60,27 @@ def predict(config: Config) -> dict[str, Any]:
         ],
         metadata=told | {"classes": "\n".join(facts.classes), "run": config.run.name, "step": str(commit.step)},
     )
+
+    def fresh(start: int) -> Iterator[pa.Table]:
+        for scored in infer(config, store, commit, source, table, start=start, tta=config.predict.tta):
+            yield _rows(replace(scored, logits_NK=correct(scored.logits_NK)), keys, facts, calibration, schema)
+
     store.child("predictions").sweep()
-    parts = Parts(store.child(f"predictions/{name}.parts"), _digest(config, source, table, commit), schema)
-    with tempfile.TemporaryFile() as file:  # without a name, so that it goes with the process however that dies
-        with pq.ParquetWriter(file, schema) as writer:
-            for rows in parts.read():
-                writer.write_table(rows)
-                unreadable += len(rows) - rows["reason"].null_count
-            for scored in infer(config, store, commit, source, table, start=parts.rows, tta=config.predict.tta):
-                rows = _rows(replace(scored, logits_NK=correct(scored.logits_NK)), keys, facts, calibration, schema)
-                writer.write_table(rows)
-                parts.add(rows)
-                unreadable += len(rows) - rows["reason"].null_count
-        file.flush()
-        target.put_file(key, Path(f"/dev/fd/{file.fileno()}"))
-    parts.clear()
+    digest = digest_of([source, commit.name, commit.manifest["files"], *_settings(config)], table)
+    parts = Parts(store.child(f"predictions/{name}.parts"), digest, schema)
     return {
         "run": config.run.name,
         "step": commit.step,
         "rows": len(table),
-        "unreadable": unreadable,
+        "unreadable": write(parts, fresh, target, key),
         "output": f"{target.uri}/{key}",
     }
 
 
-def _digest(config: Config, source: str, table: pa.Table, commit: Commit) -> str:
-    """Of all that decides the rows: the checkpoint, the images, what is refused of them."""
+def _settings(config: Config) -> list[Any]:
+    """What of the config decides the rows: views, prior, what is refused of the images."""
     settings: list[Any] = [config.data.max_pixels, config.data.max_bytes, config.train.precision]
-    settings += [config.predict.tta, config.predict.prior]
-    about = [source, commit.name, commit.manifest["files"], *settings]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    columns = [name for name in COLUMNS if name in table.column_names]
-    for batch in table.select(columns).to_batches():
-        digest.update(json.dumps(batch.to_pydict(), default=bytes.hex).encode())
-    return digest.hexdigest()[:16]
-
-
-def _target(config: Config, store: Store, default: str) -> tuple[Store, str]:
-    if config.predict.output is None:
-        return store, default
-    folder, _, name = config.predict.output.rpartition("/")
-    return open_store(folder or "."), name
+    return [*settings, config.predict.tta, config.predict.prior]
 
 
 def _rows(

@@ -9,6 +9,7 @@ from raycnn.data.keyed import derive_seed
 from raycnn.data.manifest import Index
 from raycnn.models.batchnorm import learnt_statistics
 from raycnn.models.weights import load_pretrained
+from raycnn.models.zoo import Network
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import LeaseRecord
 from raycnn.training import checkpoint
@@ -24,9 +25,20 @@ def first_commit(
     config: Config, store: Store, record: LeaseRecord, facts: NetworkFacts, say: Callable[[str], None],
     told: RunFacts | None = None, index: Index | None = None,
 ) -> None:  # fmt: skip
-    """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint.
+    """Commit step 0: the network with its starting weights, so that every worker group starts from a checkpoint."""
+    network = starting_network(config, facts, say, told, index)
+    files = {
+        "weights.safetensors": encode_weights(network.module.state_dict()),
+        "optimizer.pt": encode_optimizer({}),
+    }
+    Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
 
-    The order is: own checkpoint, then the weights that the config names (a file, another run, the zoo's), else scratch.
+
+def starting_network(
+    config: Config, facts: NetworkFacts, say: Callable[[str], None], told: RunFacts | None = None,
+    index: Index | None = None,
+) -> Network:  # fmt: skip
+    """The network with the weights that the config names (a file, another run, the zoo's), else from scratch.
 
     Args:
         told: facts of the run or search, which pin the checkpoint of another run that it starts from.
@@ -43,11 +55,7 @@ def first_commit(
     if config.model.recalibrate != "none":
         assert index is not None
         recalibrate(network.module, config, facts, index, say)
-    files = {
-        "weights.safetensors": encode_weights(network.module.state_dict()),
-        "optimizer.pt": encode_optimizer({}),
-    }
-    Run(store, config, record, config.train.workers).commit(TrainState(facts), lambda: files, [], evaluated=False)
+    return network
 
 
 def _reader(config: Config, told: RunFacts | None) -> Callable[[str], bytes]:
