@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes demo bench growth peers gpu-check format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes study demo bench growth peers gpu-check format clean
 
 install: .venv/.installed
 
@@ -55,6 +55,10 @@ zoo: install
 
 recipes: install
 	$(PYTEST) tests/recipes -m 'not slow'
+
+# Does `raycnn choose` rank networks as fine-tunes do? Half an hour.
+study: install
+	$(BIN)/python -m tests.study
 
 # Every recipe of jobs/recipes to its expected result.
 test-recipes: install

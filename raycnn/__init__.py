@@ -2,13 +2,14 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import doctor, evaluate, features, index, load, lr_find, plan, predict, runs, search, train
+from raycnn.verbs import choose, doctor, evaluate, features, index, load, lr_find, plan, predict, runs, search, train
 from raycnn.version import __version__
 
 __all__ = [
     "Config",
     "RaycnnError",
     "__version__",
+    "choose",
     "doctor",
     "evaluate",
     "features",

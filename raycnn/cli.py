@@ -24,6 +24,7 @@ _VERBS = {
     "index": "read the source once: every object becomes a row of the manifest or is quarantined",
     "train": "train the run to its end, or continue it",
     "search": "try settings and unfreezing depths, and keep the best",
+    "choose": "which network, and how deep: heads on the frozen features of several, at all their cuts",
     "lr-find": "find a learning rate: some steps at rising ones, which the run does not notice",
     "evaluate": "metrics of the best checkpoint on the test split",
     "predict": "predict a bucket, a folder or the test split to Parquet",
@@ -164,6 +165,10 @@ def _for_people(verb: str, result: Any) -> str:
         from raycnn.searching.folds_report import render as render_folds
 
         return render_folds(result)
+    if verb == "choose":
+        from raycnn.results.choice_report import render as render_choice
+
+        return render_choice(result)
     if verb == "train":
         from raycnn.results.report import render_curves
 

@@ -157,6 +157,27 @@ def lr_find(
         return run(settings, store, pinned, show)
 
 
+def choose(
+    config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
+    """Compare `choose.networks`, by linear heads on their frozen features at every cut; the run stays as it is.
+
+    Returns:
+        {run, metric, networks: [{network, weights, parameters, megabytes, macs, ms}], cuts: [{network, weights, depth,
+        features, score, spread, scores, ms, train_ms, trainable, front}], recommended: {network, weights, depths,
+        epoch_seconds: [least, most]}, training_rows, rows, folds, unreadable, yaml, plot, seconds}. score and spread
+        are mean and deviation over the folds; front: no other cut is as good and as fast; yaml: model and search.space
+        for a config; see raycnn.results.choice for what is recommended.
+
+    Raises:
+        RaycnnError: see raycnn.errors for each kind.
+    """
+    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+        from raycnn.results.choose import choose as run
+
+        return run(settings, store, pinned, show)
+
+
 def evaluate(
     config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
 ) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raycnn.config.base import Section
-from raycnn.config.model import Depth
+from raycnn.config.model import NAMES, Depth
 
 Step = Annotated[int, Field(ge=0)] | Literal["best", "latest"]
 
@@ -23,3 +23,28 @@ class FeaturesConfig(Section):
     """Parquet file to write; default: features/ of the run."""
     step: Step = "best"
     """Checkpoint: a step, best or latest; before the first start of the run the weights that it would start from."""
+
+
+class Candidate(Section):
+    """A network to choose from."""
+
+    name: Annotated[str, Field(pattern=NAMES)]
+    """As model.name."""
+    weights: str = "default"
+    """As model.weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _just_the_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ChooseConfig(Section):
+    """What `raycnn choose` compares."""
+
+    networks: tuple[Candidate, ...] = ()
+    """Networks to choose from: names, or {name, weights}; default: model.name alone, for its cuts."""
+    rows: Annotated[int, Field(ge=10)] = 5000
+    """Training and validation rows that are looked at, at most; which is decided by the hash of their keys."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of these rows, each of which is predicted by a head that was fitted to the others."""

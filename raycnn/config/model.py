@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from raycnn.config.base import LATER, Fraction, Section
 
-_NAMES: Final = r"^((torchvision|timm|reference)/[A-Za-z0-9_.\-]+|python/[A-Za-z0-9_.\-]+@[0-9a-f]{12})$"
+NAMES: Final = r"^((torchvision|timm|reference)/[A-Za-z0-9_.\-]+|python/[A-Za-z0-9_.\-]+@[0-9a-f]{12})$"
 
 Depth = Annotated[int, Field(ge=0)] | Literal["all"] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
 """What trains beside the head: a number of stages counted from it, `all`, or from the module of this path on."""
@@ -39,7 +39,7 @@ class HeadConfig(Section):
 class ModelConfig(Section):
     """Which network, from which weights, and how much of it trains."""
 
-    name: Annotated[str, Field(pattern=_NAMES)]
+    name: Annotated[str, Field(pattern=NAMES)]
     """torchvision/NAME, timm/NAME or reference/NAME; of a network that is given from Python python/NAME@DIGEST, which
     is set by itself."""
     weights: str = "default"

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
 from raycnn.config.given import Given
-from raycnn.config.looks import FeaturesConfig
+from raycnn.config.looks import ChooseConfig, FeaturesConfig
 from raycnn.config.model import ModelConfig
 from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.search import SearchConfig
@@ -266,6 +266,7 @@ class Config(Section):
     cache: Annotated[CacheConfig, OPERATIONAL] = CacheConfig()
     lr_find: Annotated[LrFindConfig, OPERATIONAL] = LrFindConfig()
     features: Annotated[FeaturesConfig, OPERATIONAL] = FeaturesConfig()
+    choose: Annotated[ChooseConfig, OPERATIONAL] = ChooseConfig()
     _given: Given = PrivateAttr(default=Given())
 
     @property

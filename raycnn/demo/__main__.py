@@ -103,16 +103,13 @@ def handful(folder: Path, server: ObjectServer, config: Config) -> Config:
 def frozen_probe(config: Config, index_hash: str) -> dict[str, float | None]:
     """See raycnn.demo.probe; with the weights that the fine-tune started from."""
     from raycnn.data.manifest import read_index
-    from raycnn.data.reader import COLUMNS, ImageReader
+    from raycnn.data.reader import COLUMNS
     from raycnn.demo.probe import frozen_probe as probe
-    from raycnn.demo.weights import lite0_weights
-    from raycnn.models.zoo import build
+    from raycnn.results.extract import of_start
     from raycnn.storage import open_store
 
     index = read_index(open_store(config.run.storage), index_hash, columns=[*COLUMNS, "label", "split"])
-    network = build(config.model.name, 1000, seed=0, image_size=config.data.image_size)
-    network.module.load_state_dict(lite0_weights())
-    return probe(network, ImageReader.of(config.data, index.source, network.preprocessing), index)
+    return probe(config, of_start(config, index, lambda line: None, [0]), index)
 
 
 def show(
