@@ -324,7 +324,7 @@ def _open(config: Config, kind: str) -> _Opened:
     from raycnn.data.manifest import read_facts
     from raycnn.data.sources import class_names
     from raycnn.storage import open_store
-    from raycnn.training.asked import of_labels, settled
+    from raycnn.training.asked import of_labels, pinned_metric, settled
     from raycnn.training.run import check_classes, check_identity, check_kind, read_run
 
     storage = open_store(config.run.storage)
@@ -333,7 +333,8 @@ def _open(config: Config, kind: str) -> _Opened:
     if facts:
         check_kind(facts, kind, store.uri)
         pinned = read_facts(storage, facts.index)
-        config = settled(config, of_labels(config.data.task, pinned["kind"], pinned["classes"]))
+        problem = of_labels(config.data.task, pinned["kind"], pinned["classes"])
+        config = settled(config, problem, pinned_metric(problem, facts.identity))
         check_identity(config, facts, store.uri)
         check_classes(facts, class_names(config.data.source, config.data.task), config.data.source)
     return _Opened(config, storage, store, facts)

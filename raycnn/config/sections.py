@@ -127,7 +127,8 @@ class TrainConfig(Section):
     eval_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between evaluations on the validation rows."""
     metric: Metric = "accuracy"
-    """Validation metric that chooses the best checkpoint; by default map for several labels, rmse for numbers."""
+    """Validation metric that chooses the best checkpoint; by default macro_f1 where one class has at least twice the
+    rows of another, map for several labels, rmse for numbers."""
     patience: Annotated[int, Field(ge=1), OPERATIONAL] | None = None
     """Stop after so many evaluations without a better train.metric; null: never."""
     min_delta: Annotated[float, Field(ge=0), OPERATIONAL] = 0.0

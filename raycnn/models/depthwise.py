@@ -45,7 +45,8 @@ class _Depthwise(torch.autograd.Function):
             grad_input = conv2d_input(  # type: ignore[no-untyped-call]
                 input.shape, weight, grad, padding=padding, groups=len(weight)
             )
-        return grad_input, _grad_weight(input, grad, padding), None
+        found = _grad_weight(input, grad, padding).as_strided(weight.shape, weight.stride())  # else DDP copies it
+        return grad_input, found, None
 
 
 def _grad_weight(input: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:

@@ -18,7 +18,7 @@ from raycnn.data.plan import plan_of
 from raycnn.errors import Preempted, RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import read_lease
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import settled_by
 from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import run_groups
 from raycnn.training.probe import Probe, smoothed
@@ -106,8 +106,7 @@ def _falls(smooth: Floats) -> bool:
 
 def _run(config: Config, run: Store, index: Index, show: Show) -> dict[str, Any]:
     """Go through the steps in a folder of their own, of which nothing stays."""
-    problem, place = problem_of(config, index), run.child(FOLDER)
-    config = settled(config, problem)
+    (config, problem), place = settled_by(config, index), run.child(FOLDER)
     epochs = config.lr_find.steps / plan_of(config, index.rows("train")).steps_per_epoch
     once = {"train.log_every": 1, "train.patience": None, "train.reuse": "none", "train.ema": None}
     settings = load_config(config, {"run.storage": place.uri, "train.epochs": epochs, **once})

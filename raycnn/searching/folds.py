@@ -26,7 +26,7 @@ from raycnn.searching.trials import Trials
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import settled_by
 from raycnn.training.groups import Show
 from raycnn.training.run import fold_folder
 
@@ -58,7 +58,7 @@ def cross_validate(config: Config, store: Store, index: Index, lease: Lease, sho
         RaycnnError: a fold failed, or as they end.
     """
     started = time.monotonic()
-    grid = grid_of(settled(config, problem_of(config, index)))
+    grid = grid_of(settled_by(config, index)[0])
     packs = grid.search.packs or min(num_places(grid, resources()) // grid.train.workers, grid.train.folds or 1)
     # one fold after the other in each pack: they have no image of a step in common
     grid = load_config(grid, {"search.packs": max(1, packs), "search.concurrent": max(1, packs)})

@@ -21,7 +21,7 @@ from raycnn.searching.trials import Trials
 from raycnn.searching.winner import Winner, keep, look_at_test, pick
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.groups import Show
 from raycnn.training.setup import facts_of, try_given
 
@@ -47,8 +47,8 @@ def search(
         RaycnnError: as the search ends.
     """
     started = time.monotonic()
-    problem = problem_of(config, index)
-    config = settled(config, problem)
+    asked, (config, problem) = config, settled_by(config, index)
+    show({}, chosen_by(config, asked))
     check_goal(config)
     try_given(config, facts_of(config, index.classes, problem), index)
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, get_args
+from typing import Any, Final, get_args
+
+import pyarrow.compute as pc
 
 from raycnn.config import Config, load_config
 from raycnn.config.base import Metric
@@ -13,6 +15,10 @@ from raycnn.data.manifest import Index, Kind
 from raycnn.errors import ConfigError, DataError
 from raycnn.training.problems import PROBLEMS, Binary, MultiLabel, OneLabel, Problem, Regression
 
+UNEVEN: Final = 2
+"""Times the rows of another from which on classes are uneven."""
+
+_MACRO: Final = "macro_f1"
 _AUTO: Final[Mapping[Kind, type[Problem]]] = {"class": OneLabel, "classes": MultiLabel, "number": Regression}
 _WORDS: Final[Mapping[Kind, str]] = {"class": "one class each", "classes": "lists of classes", "number": "numbers"}
 
@@ -45,14 +51,53 @@ def of_labels(task: str, kind: Kind, classes: Sequence[str]) -> Problem:
     return MultiLabel(len(classes)) if made is MultiLabel else made()
 
 
-def settled(config: Config, problem: Problem) -> Config:
-    """The config with the metric of this problem, unless train.metric is set.
+def pinned_metric(problem: Problem, identity: Mapping[str, Any]) -> str:
+    """What train.metric is in a run that was started with these settings, unless it is set; `usual_metric` then."""
+    usual, pinned = problem.metrics[0], identity.get("train.metric")
+    return _MACRO if pinned == _MACRO in problem.metrics else usual
+
+
+def usual_metric(problem: Problem, index: Index) -> str:
+    """What train.metric is unless it is set: the problem's first, or macro_f1 where one class has at least UNEVEN times
+    the rows of another, those for the test aside: the same for all folds."""
+    if isinstance(problem, OneLabel):
+        rows = index.manifest.filter(pc.not_equal(index.manifest["split"], "test"))
+        counts = problem.counts(rows, index.classes)
+        present = counts[counts > 0] if counts is not None else ()
+        if len(present) and max(present) >= UNEVEN * min(present):
+            return _MACRO
+    return problem.metrics[0]
+
+
+def settled_by(config: Config, index: Index) -> tuple[Config, Problem]:
+    """The config as its index settles it, and the problem.
+
+    Raises:
+        DataError: labels that cannot be used for data.task.
+        ConfigError: settings of other problems.
+    """
+    problem = problem_of(config, index)
+    return settled(config, problem, usual_metric(problem, index)), problem
+
+
+def chosen_by(config: Config, before: Config) -> list[str]:
+    """Lines for the user, where `config`, which was settled, goes by another metric than he may think."""
+    if "metric" in before.train.model_fields_set or config.train.metric != _MACRO:
+        return []
+    return [f"train.metric: {_MACRO}, since one class has at least {UNEVEN} times the rows of another"]
+
+
+def settled(config: Config, problem: Problem, metric: str) -> Config:
+    """The config with this metric, unless train.metric is set.
+
+    Args:
+        metric: see `usual_metric`.
 
     Raises:
         ConfigError: a metric or a loss of other problems.
     """
-    if "metric" not in config.train.model_fields_set and config.train.metric not in problem.metrics:
-        config = load_config(config, {"train.metric": problem.metrics[0]})
+    if "metric" not in config.train.model_fields_set:
+        config = load_config(config, {"train.metric": metric})
     for where, name in (("train.metric", config.train.metric), ("search.metric", config.search.metric)):
         if name and name not in problem.metrics:
             fix = f"use {', '.join(name for name in problem.metrics if name in get_args(Metric))}"

@@ -17,7 +17,7 @@ from raycnn.config import Config, identity, load_config
 from raycnn.data.folds import as_fold, fold_of
 from raycnn.data.manifest import Index
 from raycnn.data.plan import Plan, plan_of
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import problem_of, settled_by
 from raycnn.training.device import prepare, to_device
 from raycnn.training.due import evaluation_due
 from raycnn.training.learner import Learner
@@ -42,7 +42,7 @@ def dry_run(config: Config, index: Index) -> dict[str, Any]:
         ConfigError: a depth that the network does not have, workers that do not fit.
         DataError: too few rows for train.folds.
     """
-    config = settled(config, problem_of(config, index))
+    config, _ = settled_by(config, index)
     folds = range(config.train.folds) if config.train.folds and config.train.fold is None else (config.train.fold,)
     configs = [load_config(config, {"train.fold": fold}) for fold in folds]
     first, works = as_fold(index, fold_of(identity(configs[0]))), [_work(each, index) for each in configs]

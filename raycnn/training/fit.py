@@ -15,7 +15,7 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.curves import points_of, summary
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
@@ -43,8 +43,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     Raises:
         RaycnnError: as the run ends.
     """
-    problem = problem_of(config, index)
-    config = settled(config, problem)
+    asked, (config, problem) = config, settled_by(config, index)
     facts = facts_of(config, index.classes, problem)
     try_given(config, facts, index)
     with asked_to_leave() as leaving:
@@ -54,6 +53,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         if commit is None:
             _refuse_restart(store, record)
             told = read_run(store)
+            show({}, chosen_by(config, asked))
             first_commit(config, store, record, facts, lambda line: show({}, [line]), told, index)
         plan = plan_of(config, index.rows("train"))
         outcome = _already_done(config, store, commit, plan)

@@ -33,6 +33,13 @@ def test_outputs_and_gradients_are_those_of_the_layer(size: int, kernel: int) ->
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gradient_lies_in_memory_as_the_weight_does() -> None:
+    _, fast, images = both(4, 5)
+    fast(images).sum().backward()
+    assert fast.weight.grad is not None
+    assert fast.weight.grad.stride() == fast.weight.stride()
+
+
 def test_only_small_outputs_of_weights_that_train_are_made_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(

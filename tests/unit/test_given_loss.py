@@ -118,13 +118,13 @@ def test_it_is_known_by_its_name() -> None:
     assert config().model.name == "reference/lenet"
     assert identity(config())["loss.name"] == "python/entropy"
     assert config(nn.MSELoss(reduction="none")).loss.name == "python/MSELoss"
-    settled(config(), ONE_LABEL)
+    settled(config(), ONE_LABEL, "accuracy")
 
 
 @pytest.mark.parametrize("setting", [{"loss.label_smoothing": 0.1}, {"loss.class_weights": "balanced"}])
 def test_what_it_would_have_to_do_by_itself_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="leave label_smoothing"):
-        settled(config(**setting), ONE_LABEL)
+        settled(config(**setting), ONE_LABEL, "accuracy")
 
 
 def test_a_loss_that_is_not_there_is_asked_for() -> None:

@@ -18,7 +18,7 @@ from raycnn.errors import ConfigError, DataError, RaycnnError
 from raycnn.searching.answer import goal
 from raycnn.searching.settings import settings_of
 from raycnn.storage import open_store
-from raycnn.training.asked import of_labels, problem_of, settled
+from raycnn.training.asked import chosen_by, of_labels, pinned_metric, problem_of, settled, usual_metric
 from raycnn.training.problems import (
     ONE_LABEL,
     Binary,
@@ -130,11 +130,29 @@ def test_text_is_no_number(tmp_path: Path) -> None:
     ],
 )
 def test_the_metric_follows_unless_it_is_set(problem: Problem, metric: str, mode: str) -> None:
-    assert settled(config(), problem).train.metric == metric
-    assert goal(settled(settings_of(search()), problem)) == (metric, mode)
-    assert settled(config(train__metric="loss"), problem).train.metric == "loss"
-    assert goal(settled(settings_of(search(train__metric="loss")), problem)) == ("loss", "min")
-    assert settled(config(), ONE_LABEL) == config()
+    usual = pinned_metric(problem, {"train.metric": "loss"})
+    assert settled(config(), problem, usual).train.metric == metric
+    assert goal(settled(settings_of(search()), problem, usual)) == (metric, mode)
+    assert settled(config(train__metric="loss"), problem, usual).train.metric == "loss"
+    assert goal(settled(settings_of(search(train__metric="loss")), problem, usual)) == ("loss", "min")
+    assert settled(config(), ONE_LABEL, "accuracy") == config()
+
+
+@pytest.mark.parametrize("task", ["single-label", "binary"])
+def test_classes_of_unequal_size_are_counted_alike(tmp_path: Path, task: str) -> None:
+    made, uneven = indexed(tmp_path, ["a"] * 3 + ["b"] * 9, task)
+    problem = problem_of(made, uneven)
+    assert usual_metric(problem, uneven) == "macro_f1"
+    assert usual_metric(problem, indexed(tmp_path, ["a", "b"] * 6, task)[1]) == "accuracy"
+    chosen = settled(config(), problem, "macro_f1")
+    assert "macro_f1, since" in chosen_by(chosen, config())[0]
+    assert chosen_by(settled(config(train__metric="loss"), problem, "macro_f1"), config(train__metric="loss")) == []
+
+
+def test_a_run_keeps_the_metric_that_it_went_by(tmp_path: Path) -> None:
+    assert pinned_metric(ONE_LABEL, {"train.metric": "macro_f1"}) == "macro_f1"
+    assert pinned_metric(ONE_LABEL, {"train.metric": "accuracy"}) == "accuracy"
+    assert pinned_metric(Regression(), {"train.metric": "macro_f1"}) == "rmse"
 
 
 def search(**changes: Any) -> Any:
@@ -158,7 +176,7 @@ def search(**changes: Any) -> Any:
 )
 def test_settings_of_other_tasks(problem: Problem, changes: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settled(config(**changes), problem)
+        settled(config(**changes), problem, problem.metrics[0])
     assert caught.value.where == where
     assert caught.value.fix
 
