@@ -23,7 +23,7 @@ from raycnn.results.costs import Costs, measure
 from raycnn.results.extract import Extracted, Frozen, extract, gather, of_start, sample
 from raycnn.results.linear import fit_chosen
 from raycnn.storage import Store
-from raycnn.training.asked import problem_of, settled
+from raycnn.training.asked import settled_by
 from raycnn.training.metrics import Mode, metric_mode
 from raycnn.training.problems import Problem
 
@@ -41,8 +41,7 @@ def choose(config: Config, store: Store, index: Index, show: Show) -> dict[str, 
         ConfigError, CheckpointError, StorageError: of a network or its weights.
         DataError: more images unreadable than data.bad_image_budget.
     """
-    start, problem = time.perf_counter(), problem_of(config, index)
-    config = settled(config, problem)
+    start, (config, problem) = time.perf_counter(), settled_by(config, index)
     candidates = _candidates(config)
     networks = [of_start(each, index, lambda line: show({}, [line])) for each in candidates]
     train = index.rows("train")
