@@ -26,12 +26,14 @@ class Stage:
         numbers: of the trials, in the order in which they start.
         values: what trial `number` tries, given the records so far.
         cost: relative cost of a trial with these values, to share trials out to packs.
+        all_needed: whether a trial that fails ends the stage, with its error; the next start tries it again.
     """
 
     name: Literal["search", "confirm"]
     numbers: Sequence[int]
     values: Values
     cost: Cost
+    all_needed: bool = False
 
     @property
     def num_trials(self) -> int:
@@ -99,6 +101,10 @@ class Board:
         record = self.records[trial]
         if outcome.get("fatal"):
             self.fatal = decode_error(outcome["fatal"])
+            return
+        if outcome.get("error") and self._stage.all_needed:
+            error = decode_error(outcome["error"])
+            self.fatal = type(error)(f"trial {trial}: {error.what}", where=error.where, fix=error.fix)
             return
         record = replace(record, values=values)
         metrics, step = outcome.get("metrics"), outcome.get("step", 0)

@@ -20,7 +20,7 @@ from raycnn.errors import CheckpointError, RaycnnError
 from raycnn.results.evaluate import score
 from raycnn.results.suspects import HeldOut, most_suspect, num_suspects, out_of_fold
 from raycnn.searching.crew import full_width, num_places
-from raycnn.searching.records import RESULT, TrialRecord
+from raycnn.searching.records import TrialRecord
 from raycnn.searching.settings import grid_of
 from raycnn.searching.trials import Trials
 from raycnn.storage import Store
@@ -28,7 +28,7 @@ from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.asked import settled_by
 from raycnn.training.groups import Show
-from raycnn.training.run import fold_folder
+from raycnn.training.run import RESULT, fold_folder
 
 PREDICTIONS: Final = "predictions/out-of-fold.parquet"
 SHOWN: Final = 20
@@ -114,8 +114,8 @@ def spread(metrics: Sequence[dict[str, float | None]]) -> dict[str, dict[str, fl
 def _held_out(grid: Config, store: Store, index: Index, record: TrialRecord, packs: Sequence[Any]) -> HeldOut:
     fold = record.values["train.fold"]
     if record.status != "finished":
-        fix = "change the setting that it names, under a new run.name"
-        raise RaycnnError(f"fold {fold} {record.status}: {record.reason}", where=store.uri, fix=fix)
+        what = f"fold {fold} {record.status}: {record.reason}"
+        raise RaycnnError(what, where=store.uri, fix="run it again under a new run.name")
     width = full_width(grid, resources())
     config = load_config(grid, {"train.fold": fold, "evaluate.split": "val", "train.workers": width})
     folder = store.child(fold_folder(fold))

@@ -14,7 +14,7 @@ from raycnn.data.manifest import Index
 from raycnn.searching import records
 from raycnn.searching.answer import goal, paired, ranking
 from raycnn.storage import Store, open_store
-from raycnn.training.run import find_commit
+from raycnn.training.run import RESULT, find_commit
 
 _TRIED_FIRST = 3
 
@@ -73,6 +73,6 @@ def find_former(pattern: str, name: str, storage: str) -> Former | None:
     root = open_store(storage)
     for other in sorted(root.folders(), reverse=True):
         store = root.child(other)
-        if other < name and fits.fullmatch(other) and any(store.list(records.RESULT)):
+        if other < name and fits.fullmatch(other) and any(store.list(RESULT)):
             return Former(other, store)
     return None

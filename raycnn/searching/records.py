@@ -10,7 +10,6 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 
 FOLDER = "search/trials"
-RESULT = "search/result.json"
 FORMAT = 1
 Status = Literal["running", "finished", "stopped", "failed"]
 

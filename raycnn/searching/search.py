@@ -13,7 +13,7 @@ from raycnn.searching.answer import goal
 from raycnn.searching.costs import describe
 from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
-from raycnn.searching.records import RESULT, TrialRecord
+from raycnn.searching.records import TrialRecord
 from raycnn.searching.refit import refit
 from raycnn.searching.settings import check_goal
 from raycnn.searching.summary import overview
@@ -23,6 +23,7 @@ from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.groups import Show
+from raycnn.training.run import RESULT
 from raycnn.training.setup import facts_of, try_given
 
 

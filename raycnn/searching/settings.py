@@ -11,10 +11,9 @@ from typing import Any, Final
 from raycnn.config import Config, load_config
 from raycnn.errors import CheckpointError, ConfigError, ObjectNotFound, PreconditionFailed
 from raycnn.searching.answer import goal
-from raycnn.searching.records import RESULT
 from raycnn.searching.space import check
 from raycnn.storage import Store
-from raycnn.training.run import RunFacts
+from raycnn.training.run import RESULT, RunFacts
 
 _PLAN: Final = "search/search.json"
 _PINNED: Final = ("space", "searcher", "scheduler", "seed", "metric", "mode", "reduction", "grace", "compare")

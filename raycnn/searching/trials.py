@@ -119,7 +119,7 @@ class Trials:
             known = records.read_all(self.store)
             sampler = Sampler(config.search, self.metric, self.mode, self.first)
             numbers = starting_order(config.search, total, sampler.values, self._cost)
-            stage = Stage("search", numbers, sampler.values, self._cost)
+            stage = Stage("search", numbers, sampler.values, self._cost, all_needed=self.kind == "folds")
             scheduler = build(config.search, self.metric, self.mode, self._num_evaluations(), known)
             known = self._stage(stage, scheduler, packs, known)
             if not self._interrupted():

@@ -21,6 +21,9 @@ from raycnn.training.state import TrainState
 from raycnn.version import versions
 
 FORMAT = 1
+RESULT: Final = "search/result.json"
+"""What a search, or a cross-validation, that has ended found."""
+
 _STARTED_BY: Final = {"train": "raycnn train", "search": "raycnn search", "folds": "raycnn train --train.folds"}
 
 

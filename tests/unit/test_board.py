@@ -183,6 +183,19 @@ def test_every_evaluation_is_kept_at_once(store: LocalStore) -> None:
     assert made.records["0000"] == record
 
 
+def test_where_all_are_needed_a_failure_ends_the_stage_and_is_tried_again(store: LocalStore) -> None:
+    made = board(store, stage(all_needed=True))
+    made.next()
+    made.next()
+    error = encode_error(DivergedError("NaN", where="optim.lr", fix="lower it"))
+    made.reported("0001", values(1, []), evaluated(8, metrics=None, error=error))
+    assert isinstance(made.fatal, DivergedError)
+    assert str(made.fatal) == "trial 0001: NaN (optim.lr): lower it"
+    made.ended("0001", "by the scheduler")
+    assert board(store).next()["id"] == "0000"  # type: ignore[index]
+    assert kept(store, "0001").status == "running"
+
+
 def test_what_is_evaluated_again_replaces_what_came_after(store: LocalStore) -> None:
     made = board(store)
     made.next()
