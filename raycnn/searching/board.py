@@ -104,7 +104,8 @@ class Board:
             return
         if outcome.get("error") and self._stage.all_needed:
             error = decode_error(outcome["error"])
-            self.fatal = type(error)(f"trial {trial}: {error.what}", where=error.where, fix=error.fix)
+            told = ", ".join(f"{path} {value}" for path, value in values.items())
+            self.fatal = type(error)(f"{told}: {error.what}", where=error.where, fix=error.fix)
             return
         record = replace(record, values=values)
         metrics, step = outcome.get("metrics"), outcome.get("step", 0)

@@ -26,9 +26,10 @@ from raycnn.searching.trials import Trials
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease, read_lease
 from raycnn.training import checkpoint
-from raycnn.training.asked import settled_by
+from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.groups import Show
 from raycnn.training.run import RESULT, fold_folder
+from raycnn.training.setup import facts_of, try_given
 
 PREDICTIONS: Final = "predictions/out-of-fold.parquet"
 SHOWN: Final = 20
@@ -57,17 +58,12 @@ def cross_validate(config: Config, store: Store, index: Index, lease: Lease, sho
         Preempted: asked to leave; everything is kept.
         RaycnnError: a fold failed, or as they end.
     """
-    started = time.monotonic()
-    grid = grid_of(settled_by(config, index)[0])
-    packs = grid.search.packs or min(num_places(grid, resources()) // grid.train.workers, grid.train.folds or 1)
-    # one fold after the other in each pack: they have no image of a step in common
-    grid = load_config(grid, {"search.packs": max(1, packs), "search.concurrent": max(1, packs)})
-    counts = {name: len(index.rows(name)) for name in ("train", "val")}
-    whole, folds = sum(counts.values()), grid.train.folds
-    told = (
-        f"the {counts['train']} training and {counts['val']} validation rows make {folds} folds; test rows stay aside"
-    )
-    show({}, [f"{config.run.name}: {told}"])
+    started, asked, (config, problem) = time.monotonic(), config, settled_by(config, index)
+    grid = _seated(grid_of(config))
+    try_given(grid, facts_of(grid, index.classes, problem), index)
+    train, val = (len(index.rows(name)) for name in ("train", "val"))
+    whole, told = train + val, f"the {train} training and {val} validation rows make {grid.train.folds} folds"
+    show({}, [*chosen_by(config, asked), f"{config.run.name}: {told}; test rows stay aside"])
 
     def conclude(found: list[TrialRecord], packs: list[Any]) -> dict[str, Any]:
         show({"phase": "predicting each fold's rows"}, [])
@@ -90,6 +86,13 @@ def cross_validate(config: Config, store: Store, index: Index, lease: Lease, sho
     result["seconds"] = round(time.monotonic() - started, 1)
     store.put(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
+
+
+def _seated(grid: Config) -> Config:
+    """One fold after the other in each pack: folds have no batch in common, so more at once would only take memory."""
+    fitting = num_places(grid, resources()) // grid.train.workers
+    packs = grid.search.packs or max(1, min(fitting, grid.train.folds or 1))
+    return load_config(grid, {"search.packs": packs, "search.concurrent": packs})
 
 
 def spread(metrics: Sequence[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:

@@ -47,8 +47,8 @@ def _suspects(suspects: Mapping[str, Any]) -> str:
     keys = ["key", *(printable(row["key"]) for row in rows)]
     listed = [f"{line}  {key}" for line, key in zip(table(lines).split("\n"), keys, strict=True)]
     count = suspects["count"]
-    note = "" if count is None else f"; {count} rows (*) are surely of another class by confident learning"
-    return "\n".join([f"rows furthest from their label, by networks that never saw them{note}", "", *listed])
+    note = "" if count is None else f"\n* of another class by confident learning; {count} rows in all"
+    return "\n".join(["rows furthest from their label, by networks that never saw them", "", *listed]) + note
 
 
 def _text(value: Any) -> str:

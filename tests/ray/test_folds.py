@@ -159,7 +159,7 @@ def kill_a_pack(store):
 def test_a_fold_that_diverges_ends_all_as_it_would_alone(digits, tmp_path):
     config = settings(digits, tmp_path, **{"optim.name": "sgd", "optim.lr": 1e30, "augment.hflip": 0})
     for _ in range(2):  # it is tried again, and nothing is different
-        with pytest.raises(DivergedError, match=r"trial 000\d: the gradient is NaN or Inf at step \d+"):
+        with pytest.raises(DivergedError, match=r"train\.fold \d: the gradient is NaN or Inf at step \d+"):
             raycnn.train(config)
 
 

@@ -190,7 +190,7 @@ def test_where_all_are_needed_a_failure_ends_the_stage_and_is_tried_again(store:
     error = encode_error(DivergedError("NaN", where="optim.lr", fix="lower it"))
     made.reported("0001", values(1, []), evaluated(8, metrics=None, error=error))
     assert isinstance(made.fatal, DivergedError)
-    assert str(made.fatal) == "trial 0001: NaN (optim.lr): lower it"
+    assert str(made.fatal) == "model.unfreeze 0, optim.lr 0.02: NaN (optim.lr): lower it"
     made.ended("0001", "by the scheduler")
     assert board(store).next()["id"] == "0000"  # type: ignore[index]
     assert kept(store, "0001").status == "running"

@@ -55,11 +55,12 @@ def test_the_table() -> None:
         ["standard", "deviation", "0.071", "0.141"],
         ["standard", "error", "0.087", "0.173"],
     ]
-    assert "1 rows (*)" in suspects
+    assert suspects.startswith("rows furthest from their label")
     lines = [line.split() for line in keys.split("\n")]
     assert lines[0] == ["label", "predicted", "sure", "loss", "key"]
     assert lines[1] == ["*", "a", "b", "98%", "4.000", "a/" + 60 * "x" + "?.png"]  # the whole key, and nothing else
     assert lines[2] == ["b", "b", "50%", "0.700", "b.png"]
+    assert keys.endswith("\n* of another class by confident learning; 1 rows in all")
     assert files.split() == ["predictions", "/x/s/predictions/out-of-fold.parquet", "folds", "/x/s/search/trials"]
 
 
@@ -67,7 +68,7 @@ def test_numbers_and_several_labels() -> None:
     row = {"key": "k", "predicted": 2.5, "label": 31.25, "probability": None, "fold": 0, "loss": 9.0, "suspect": None}
     several = row | {"label": ["a", "b"], "predicted": []}
     shown = render(result(metric="brier", suspects={"count": None, "rows": [row, several]}))
-    assert "(*)" not in shown
+    assert "*" not in shown
     assert "Brier score" in shown, "the metric that the run goes by"
     assert [line.split() for line in shown.split("\n") if line.endswith("  k")] == [
         ["31.25", "2.5", "9.000", "k"], ["a,", "b", "-", "9.000", "k"]
