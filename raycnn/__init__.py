@@ -2,7 +2,21 @@
 
 from raycnn.config import Config, load_config
 from raycnn.errors import RaycnnError
-from raycnn.verbs import choose, doctor, evaluate, features, index, load, lr_find, plan, predict, runs, search, train
+from raycnn.verbs import (
+    choose,
+    doctor,
+    evaluate,
+    features,
+    index,
+    load,
+    lr_find,
+    plan,
+    predict,
+    runs,
+    search,
+    shift,
+    train,
+)
 from raycnn.version import __version__
 
 __all__ = [
@@ -21,5 +35,6 @@ __all__ = [
     "predict",
     "runs",
     "search",
+    "shift",
     "train",
 ]

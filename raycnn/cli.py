@@ -29,6 +29,7 @@ _VERBS = {
     "evaluate": "metrics of the best checkpoint on the test split",
     "predict": "predict a bucket, a folder or the test split to Parquet",
     "features": "what the network says of images before its head, a row each, to Parquet",
+    "shift": "how far other images are from the training rows, and what to do about it",
     "plan": "what train would do and need, without training",
     "runs": "list the runs below run.storage",
     "doctor": "check this machine, the cluster and the object store before a run",
@@ -169,6 +170,10 @@ def _for_people(verb: str, result: Any) -> str:
         from raycnn.results.choice_report import render as render_choice
 
         return render_choice(result)
+    if verb == "shift":
+        from raycnn.results.shift_report import render as render_shift
+
+        return render_shift(result)
     if verb == "train":
         from raycnn.results.report import render_curves
 

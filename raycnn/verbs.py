@@ -214,6 +214,25 @@ def features(
         return run(settings, store, pinned, show)
 
 
+def shift(
+    config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
+) -> dict[str, Any]:
+    """How far the images of `shift.target` are from the training rows, on what goes into the head; writes no run.
+
+    Returns:
+        {run, network, weights: step-N or start, target, rows: looked at, distances: {target, halves, val, recalibrated,
+        recalibrated_halves, same_shares: each {frechet, auroc, a_distance} or None}, shares: {class: [training rows,
+        estimated of the target]}, moved, drifted: [{key, logit}], advice, output, seconds}; see raycnn.results.compare.
+
+    Raises:
+        RaycnnError: see raycnn.errors for each kind.
+    """
+    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+        from raycnn.results.shift import shift as run
+
+        return run(settings, store, pinned, show)
+
+
 def plan(
     config: Source, *, model: Model | None = None, loss: Loss | None = None, address: str = "local",
     show: Show = _silent, verbose: bool = False,

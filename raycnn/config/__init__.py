@@ -4,7 +4,7 @@ from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Section
 from raycnn.config.given import Given
 from raycnn.config.loading import dated, load_config
-from raycnn.config.looks import Candidate, ChooseConfig, FeaturesConfig
+from raycnn.config.looks import Candidate, ChooseConfig, FeaturesConfig, ShiftConfig
 from raycnn.config.model import Depth, HeadConfig, ModelConfig, Phase
 from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.paths import fields, get_path, hashed, identity, identity_hash, operational, set_path
@@ -46,6 +46,7 @@ __all__ = [
     "SearchConfig",
     "Section",
     "ShardsConfig",
+    "ShiftConfig",
     "TrainConfig",
     "dated",
     "fields",

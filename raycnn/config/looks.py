@@ -48,3 +48,16 @@ class ChooseConfig(Section):
     """Training and validation rows that are looked at, at most; which is decided by the hash of their keys."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of these rows, each of which is predicted by a head that was fitted to the others."""
+
+
+class ShiftConfig(Section):
+    """What `raycnn shift` compares with the training rows."""
+
+    target: str | None = None
+    """Images without labels, as predict.source."""
+    rows: Annotated[int, Field(ge=10)] = 2000
+    """Images of either side that are looked at, at most; which is decided by the hash of their keys."""
+    step: Step = "best"
+    """Checkpoint, see features.step."""
+    listed: Annotated[int, Field(ge=0)] = 10
+    """Images of the target that are listed, the most drifted ones first."""

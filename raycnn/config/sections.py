@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
 from raycnn.config.given import Given
-from raycnn.config.looks import ChooseConfig, FeaturesConfig
+from raycnn.config.looks import ChooseConfig, FeaturesConfig, ShiftConfig
 from raycnn.config.model import ModelConfig
 from raycnn.config.optim import LossConfig, OptimConfig
 from raycnn.config.search import SearchConfig
@@ -268,6 +268,7 @@ class Config(Section):
     lr_find: Annotated[LrFindConfig, OPERATIONAL] = LrFindConfig()
     features: Annotated[FeaturesConfig, OPERATIONAL] = FeaturesConfig()
     choose: Annotated[ChooseConfig, OPERATIONAL] = ChooseConfig()
+    shift: Annotated[ShiftConfig, OPERATIONAL] = ShiftConfig()
     _given: Given = PrivateAttr(default=Given())
 
     @property

@@ -94,8 +94,8 @@ def choose_depths(cuts: Sequence[Cut], mode: Mode, rows: int) -> list[int]:
 
     A head on shallow features says nothing of a fine-tune at that depth: what was cut off would be there, and train.
     But where the features at depth d are as good as any later ones, the last d stages add nothing to these images:
-    they are what is to be learnt anew. So: the head alone, the deepest such d, one stage more, and from MANY_ROWS
-    training rows on the whole network, which often wins where there are enough images not to overfit.
+    they are what is to be learnt anew. So: the head alone, the best cut's depth, the deepest such d, one stage more,
+    and from MANY_ROWS training rows on the whole network, which often wins where there are enough not to overfit.
 
     Args:
         cuts: of one network.
@@ -104,8 +104,9 @@ def choose_depths(cuts: Sequence[Cut], mode: Mode, rows: int) -> list[int]:
     deepest = max(cut.depth for cut in cuts)
     if not any(cut.depth == 0 for cut in cuts):  # it cannot be cut
         return [deepest]
-    serving = max(cut.depth for cut in cuts if as_good(cut, best(cuts, mode), mode))
-    depths = {0, serving, min(serving + 1, deepest)}
+    top = best(cuts, mode)
+    serving = max(cut.depth for cut in cuts if as_good(cut, top, mode))
+    depths = {0, top.depth, serving, min(serving + 1, deepest)}
     return sorted(depths | {deepest} if rows >= MANY_ROWS else depths)
 
 

@@ -91,7 +91,7 @@ def _names(told: Mapping[str, Any]) -> list[str]:
 def _name(cut: Mapping[str, Any], names: Sequence[str]) -> str:
     """The network, with its weights where others have the same name."""
     short = _short_name(cut["network"])
-    return short if names.count(cut["network"]) == 1 else f"{short} {cut['weights']}"
+    return short if names.count(cut["network"]) == 1 else f"{short} {cut['weights'].rpartition('/')[2]}"
 
 
 def _short_name(name: str) -> str:

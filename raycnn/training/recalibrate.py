@@ -47,15 +47,24 @@ def recalibrate(
 
     Needs an initialised Ray. Images that cannot be read are left out.
 
+    Raises: as `recalibrate_on`.
+    """
+    source, table = index.source, index.rows("train")
+    if config.model.recalibrate != "train":
+        source, table = list_images(config.model.recalibrate)
+    read = recalibrate_on(module, config, facts, source, table)
+    say(f"{facts.name}: BatchNorm statistics of {read} images of {source}")
+
+
+def recalibrate_on(module: nn.Module, config: Config, facts: NetworkFacts, source: str, table: pa.Table) -> int:
+    """The same with the rows of a table; how many of them could be read.
+
     Raises:
         ConfigError: a network without such layers.
         DataError: no rows, or more of them unreadable than data.bad_image_budget.
     """
     if not with_statistics(module):
         raise ConfigError(f"{facts.name} has no BatchNorm statistics", where=_WHERE, fix="use none")
-    source, table = index.source, index.rows("train")
-    if config.model.recalibrate != "train":
-        source, table = list_images(config.model.recalibrate)
     if len(table) < _LEAST:
         raise DataError("no images to take statistics of", where=f"{_WHERE}: {source}", fix="check the path")
     rows, _ = Plan(len(table), len(table), derive_seed(config.train.seed, "data")).share(0)
@@ -69,7 +78,7 @@ def recalibrate(
     if not whole:
         raise ConfigError("a chunk of one image has no variance", where="train.chunk", fix="use 2 or more")
     set_statistics(module, torch.from_numpy(average(whole)), len(whole))
-    say(f"{facts.name}: BatchNorm statistics of {read} images of {source}")
+    return read
 
 
 def average(found: list[tuple[npt.NDArray[np.float32], int]]) -> npt.NDArray[np.float64]:

@@ -75,7 +75,8 @@ def stages(*scores: float, noise: float = 0.0) -> list[Cut]:
 def test_depths_are_the_head_where_features_stop_serving_and_one_more() -> None:
     assert choose_depths(stages(0.9, 0.8, 0.7, 0.6, 0.5), "max", rows=200) == [0, 1]
     assert choose_depths(stages(0.8, 0.85, 0.9, 0.6, 0.5), "max", rows=200) == [0, 2, 3]
-    assert choose_depths(stages(0.9, 0.9, 0.9, 0.6, 0.5), "max", rows=200) == [0, 2, 3]
+    close = [cut(0, 0, 0.8), cut(0, 1, 0.9), cut(0, 2, 0.897, noise=1), cut(0, 3, 0.6), cut(0, 4, 0.5)]
+    assert choose_depths(close, "max", rows=200) == [0, 1, 2, 3]
     assert choose_depths(stages(0.1, 0.1, 0.1, 0.6, 0.5), "min", rows=200) == [0, 2, 3]
 
 
