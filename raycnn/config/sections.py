@@ -6,9 +6,10 @@ others decide the result and make the run's identity.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from raycnn.config.augment import AugmentConfig
 from raycnn.config.base import LATER, OPERATIONAL, Fraction, Metric, Prior, Section, Tta
@@ -30,6 +31,12 @@ class RunConfig(Section):
     date (UTC); a search then tries the best settings of the one before first, and is compared with it."""
     storage: Annotated[str, Field(min_length=1), OPERATIONAL]
     """s3://bucket/prefix or a directory: checkpoints, indexes and results go there."""
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, storage: str) -> str:
+        """Workers have working directories of their own."""
+        return storage if "//" in storage else os.path.abspath(os.path.expanduser(storage))
 
 
 class DataConfig(Section):

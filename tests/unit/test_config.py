@@ -367,3 +367,11 @@ def test_get_path_and_set_path_speak_the_same_address() -> None:
 def test_a_config_is_immutable() -> None:
     with pytest.raises(ValidationError):
         load().optim.lr = 2.0
+
+
+def test_a_folder_is_the_one_that_the_caller_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have working directories of their own."""
+    monkeypatch.chdir(tmp_path)
+    storages = ("runs", "./a/../runs", "s3://bucket/runs", "/runs", "file:///runs")
+    found = [load(run__storage=each).run.storage for each in storages]
+    assert found == [str(tmp_path / "runs"), str(tmp_path / "runs"), "s3://bucket/runs", "/runs", "file:///runs"]
