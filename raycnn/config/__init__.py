@@ -6,7 +6,7 @@ from raycnn.config.given import Given
 from raycnn.config.loading import dated, load_config
 from raycnn.config.looks import Candidate, ChooseConfig, FeaturesConfig, ShiftConfig
 from raycnn.config.model import Depth, HeadConfig, ModelConfig, Phase
-from raycnn.config.optim import LossConfig, OptimConfig
+from raycnn.config.optim import DistillConfig, LossConfig, OptimConfig
 from raycnn.config.paths import fields, get_path, hashed, identity, identity_hash, operational, set_path
 from raycnn.config.search import Distribution, SearchConfig
 from raycnn.config.sections import (
@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Depth",
+    "DistillConfig",
     "Distribution",
     "EvaluateConfig",
     "FeaturesConfig",

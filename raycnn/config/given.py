@@ -41,3 +41,7 @@ class Given:
             raise ConfigError(f"{name} is a network that was given from Python", where="model.name", fix=fix)
         fix = "give the one that the run was started with"
         raise CheckpointError(f"the run has {name}, and {self.name} is given", where="model", fix=fix)
+
+
+NOTHING: Final = Given()
+"""Given where nothing is."""

@@ -85,7 +85,7 @@ def _as_config_error(error: ValidationError) -> ConfigError:
     first = max((each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]), key=lambda each: len(each["loc"]))
     section, field, *inside = (*first["loc"], "", "")
     path = ".".join(filter(None, (str(section), str(field))))
-    if path == "model.head" and isinstance(inside[0], str):  # a section of its own
+    if path in ("model.head", "loss.distill") and isinstance(inside[0], str):  # a section of its own
         path = ".".join(filter(None, (path, inside.pop(0))))
     if path == "search.space":  # a mapping by dotted path
         path = ".".join(filter(None, (path, str(inside[0]))))

@@ -43,7 +43,8 @@ class ModelConfig(Section):
     """torchvision/NAME, timm/NAME or reference/NAME; of a network that is given from Python python/NAME@DIGEST, which
     is set by itself."""
     weights: str = "default"
-    """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME."""
+    """none | default (the zoo's own) | a file or s3:// path (.safetensors or .pth) | run:NAME (with a slash
+    in it: the uri of a run elsewhere)."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Refuse a weight file with another digest."""
     unfreeze: Depth | Literal["lp-ft"] | tuple[Phase, ...] = "all"

@@ -57,6 +57,17 @@ class OptimConfig(Section):
         return self
 
 
+class DistillConfig(Section):
+    """Learning from the answers of another run's network too: Hinton et al., 2015."""
+
+    teacher: Annotated[str, Field(pattern=r"^(none|run:.+)$"), LATER] = "none"
+    """none | run:NAME: its best checkpoint answers for the same views; it needs the same task and classes."""
+    weight: Annotated[float, Field(gt=0, le=1), LATER] = 0.5
+    """Share of the teacher's answers in the loss; the rest is that of the labels."""
+    temperature: Annotated[float, Field(gt=0), LATER] = 2.0
+    """What the logits of both are divided by before they are compared; above 1 small probabilities count more."""
+
+
 class LossConfig(Section):
     """The loss of a row; see data.task."""
 
@@ -86,3 +97,4 @@ class LossConfig(Section):
     """Times the sum of the absolute weights that train, norms and biases left out, is added to the loss."""
     l2: Annotated[float, Field(ge=0), LATER] = 0.0
     """Times the sum of the squares of the same weights is added to the loss."""
+    distill: DistillConfig = DistillConfig()

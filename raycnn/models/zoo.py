@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raycnn.config import Given, HeadConfig
-from raycnn.config.given import PYTHON
+from raycnn.config.given import NOTHING, PYTHON
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import ConfigError
 from raycnn.models import reference
@@ -23,7 +23,6 @@ from raycnn.models.heads import replace_head
 AUXILIARY: Final = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
 """State-dict prefixes of the auxiliary heads, which are never built."""
 _LINEAR: Final = HeadConfig()
-_NOTHING: Final = Given()
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Network:
 
 def build(
     name: str, num_classes: int, *, seed: int, image_size: int | None = None, head: HeadConfig = _LINEAR,
-    given: Given = _NOTHING,
+    given: Given = NOTHING,
 ) -> Network:  # fmt: skip
     """The network with random weights, which depend on `seed` alone; no file or network is touched.
 

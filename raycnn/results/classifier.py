@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raycnn.config import Given
+from raycnn.config.given import NOTHING
 from raycnn.data.decode import Limits, decode
 from raycnn.data.transforms import eval_view
 from raycnn.models.weights import load_state
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(
-        cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device, given: Given
+        cls, weights: bytes, facts: NetworkFacts, precision: str, device: torch.device, given: Given = NOTHING
     ) -> Classifier:
         """From the bytes of a checkpoint."""
         network = network_of(facts, given).module

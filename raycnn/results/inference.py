@@ -15,6 +15,7 @@ import torch
 from raycnn.cluster import division
 from raycnn.config import Config, Given
 from raycnn.config.base import Tta
+from raycnn.config.given import NOTHING
 from raycnn.data.dataset import ScanOrder, batches_of, blocks
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
@@ -29,7 +30,6 @@ from raycnn.training.state import TrainState
 
 Block = dict[str, npt.NDArray[Any]]
 _PENDING: Final = 2  # blocks sent to an actor at a time: one to score, one to wait
-_NOTHING: Final = Given()
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scored:
 
 
 def read_classifier(
-    store: Store, commit: Commit, precision: str, device: torch.device, given: Given = _NOTHING
+    store: Store, commit: Commit, precision: str, device: torch.device, given: Given = NOTHING
 ) -> Classifier:
     """A checkpoint's network, its files verified; one that is in no zoo has to be given."""
     files = checkpoint.verified(store, commit, ["state.json", "weights.safetensors"])

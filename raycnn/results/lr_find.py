@@ -19,11 +19,12 @@ from raycnn.errors import Preempted, RaycnnError
 from raycnn.storage import Store
 from raycnn.storage.lease import read_lease
 from raycnn.training.asked import settled_by
+from raycnn.training.beforehand import refuse_unusable
 from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import run_groups
 from raycnn.training.probe import Probe, smoothed
-from raycnn.training.run import hold, read_run
-from raycnn.training.setup import facts_of, try_given
+from raycnn.training.run import from_elsewhere, hold, read_run
+from raycnn.training.setup import facts_of
 from raycnn.training.start import first_commit
 
 FOLDER: Final = "lr-find"
@@ -109,11 +110,11 @@ def _run(config: Config, run: Store, index: Index, show: Show) -> dict[str, Any]
     (config, problem), place = settled_by(config, index), run.child(FOLDER)
     epochs = config.lr_find.steps / plan_of(config, index.rows("train")).steps_per_epoch
     once = {"train.log_every": 1, "train.patience": None, "train.reuse": "none", "train.ema": None}
-    settings = load_config(config, {"run.storage": place.uri, "train.epochs": epochs, **once})
+    settings = load_config(config, {"run.storage": place.uri, "train.epochs": epochs, **once, **from_elsewhere(config)})
     name = hashlib.sha256(f"{identity_hash(settings)} {index.hash}".encode()).hexdigest()[:16]
     settings, folder = load_config(settings, {"run.name": name}), place.child(name)
     facts = facts_of(config, index.classes, problem)
-    try_given(config, facts, index)
+    refuse_unusable(config, facts, index)
     write_index(index, place)
     with hold(folder) as lease, asked_to_leave() as leaving:
         record = read_lease(folder)

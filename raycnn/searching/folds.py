@@ -29,7 +29,6 @@ from raycnn.training import checkpoint
 from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.groups import Show
 from raycnn.training.run import RESULT, fold_folder
-from raycnn.training.setup import facts_of, try_given
 
 PREDICTIONS: Final = "predictions/out-of-fold.parquet"
 SHOWN: Final = 20
@@ -58,9 +57,8 @@ def cross_validate(config: Config, store: Store, index: Index, lease: Lease, sho
         Preempted: asked to leave; everything is kept.
         RaycnnError: a fold failed, or as they end.
     """
-    started, asked, (config, problem) = time.monotonic(), config, settled_by(config, index)
+    started, asked, (config, _) = time.monotonic(), config, settled_by(config, index)
     grid = _seated(grid_of(config))
-    try_given(grid, facts_of(grid, index.classes, problem), index)
     train, val = (len(index.rows(name)) for name in ("train", "val"))
     whole, told = train + val, f"the {train} training and {val} validation rows make {grid.train.folds} folds"
     show({}, [*chosen_by(config, asked), f"{config.run.name}: {told}; test rows stay aside"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -15,7 +16,7 @@ from raycnn.storage import Store
 from raycnn.training import checkpoint
 from raycnn.training.fit import fit
 from raycnn.training.groups import Show
-from raycnn.training.run import hold
+from raycnn.training.run import from_elsewhere, hold, read_run
 
 FOLDER = "search"
 NAME = "refit"
@@ -33,7 +34,8 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
     both = joined(index)
     write_index(both, store.child(FOLDER))
     rows, chosen = len(both.rows("train")), load_config(config, winner.record.values)
-    settings = {
+    settings: dict[str, Any] = {
+        **from_elsewhere(chosen),
         "run.storage": f"{store.uri}/{FOLDER}",
         "run.name": NAME,
         "train.epochs": winner.commit.step * chosen.train.global_batch / (rows * chosen.augment.views),
@@ -43,7 +45,7 @@ def refit(config: Config, store: Store, index: Index, winner: Winner, show: Show
     }
     folder = store.child(f"{FOLDER}/{NAME}")
     with hold(folder) as lease:
-        fit(load_config(chosen, settings), folder, both, lease, show)
+        fit(load_config(chosen, settings), folder, both, lease, show, read_run(store))
     commit = checkpoint.latest(folder, None)
     assert commit is not None
     return replace(winner, folder=folder, commit=commit)

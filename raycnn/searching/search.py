@@ -24,7 +24,6 @@ from raycnn.storage.lease import Lease
 from raycnn.training.asked import chosen_by, settled_by
 from raycnn.training.groups import Show
 from raycnn.training.run import RESULT
-from raycnn.training.setup import facts_of, try_given
 
 
 def search(
@@ -48,10 +47,9 @@ def search(
         RaycnnError: as the search ends.
     """
     started = time.monotonic()
-    asked, (config, problem) = config, settled_by(config, index)
+    asked, (config, _) = config, settled_by(config, index)
     show({}, chosen_by(config, asked))
     check_goal(config)
-    try_given(config, facts_of(config, index.classes, problem), index)
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
 
     def conclude(found: list[TrialRecord], packs: list[Any]) -> tuple[list[TrialRecord], Winner | None, dict[str, Any]]:

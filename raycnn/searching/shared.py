@@ -17,6 +17,7 @@ from raycnn.training.start import first_commit
 from raycnn.training.state import NetworkFacts
 
 _OWN: Final = ("optim.", "loss.", "model.unfreeze", "model.batchnorm", "train.ema", "train.micro_batch")
+_TEACHER: Final = "loss.distill.teacher"  # answers once for all that see the same images
 _START: Final = (
     "model.name",
     "model.weights",
@@ -30,7 +31,8 @@ _START: Final = (
 
 def share_key(config: Config) -> str:
     """Equal for two configs whose trials see the same batches and the same frozen network."""
-    return _digest({path: value for path, value in identity(config).items() if not path.startswith(_OWN)})
+    settings = identity(config).items()
+    return _digest({path: value for path, value in settings if path == _TEACHER or not path.startswith(_OWN)})
 
 
 def start_folder(config: Config) -> str:

@@ -26,8 +26,10 @@ from raycnn.training.filling import keeping_bytes
 from raycnn.training.kept import Choice
 from raycnn.training.ranks import Ranks
 from raycnn.training.reuse import Reuse, ReusingFeed, cache_of
+from raycnn.training.run import read_run
 from raycnn.training.serialize import decode_weights
 from raycnn.training.setup import Body, facts_of, task_of
+from raycnn.training.teaching import load_teacher
 
 _KEPT: Final = 4
 
@@ -143,6 +145,7 @@ class Shares:
             raise CheckpointError("the trials' starting weights are gone", where=start.uri, fix="run it again")
         weights = checkpoint.verified(start, commit, ["weights.safetensors"])["weights.safetensors"]
         body.module.load_state_dict(decode_weights(weights))
+        body.prefix.teacher = load_teacher(config, facts, read_run(self._run), self._device)
         task = task_of(config, facts, index, self._job.task_cpus, self._ranks.world)
         feed = self._feed(body, task, task.plan.steps(config.train.epochs))
         return Shared(body, feed, BadRows(task.table, len(index.manifest), len(index.quarantine), budget), Clock())
@@ -153,5 +156,5 @@ class Shares:
             task = keeping_bytes(task, self._job.config) if choices else task  # nothing else is to be kept then
             return Feed(task, body.prefix, self._device, self._ranks, total)
         reuse = Reuse(self._cache, self._job.owner, choices, self._keeping.turn, self._keeping.turns)
-        identity = {depth: body.identity(depth) for depth in choices}
+        identity = body.identities(choices)
         return ReusingFeed(task, body.prefix, self._device, self._ranks, total, identity, reuse)

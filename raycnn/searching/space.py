@@ -20,6 +20,7 @@ _DRAWN_TRIALS = 16
 _SMALLEST_POPULATION = 4
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _WHERE = "search.space"
+_FIXED = ("optim.name", "loss.distill.teacher")
 
 
 def check(config: Config) -> None:
@@ -188,7 +189,7 @@ def _check_method(search: SearchConfig) -> None:
 
 
 def _check_population(search: SearchConfig) -> None:
-    fixed = [p for p in search.space if p.split(".")[0] not in ("optim", "loss") or p == "optim.name"]
+    fixed = [p for p in search.space if p.split(".")[0] not in ("optim", "loss") or p in _FIXED]
     if fixed:
         fix = "leave it out, or use another scheduler; pbt changes settings in mid-run"
         raise ConfigError(f"{fixed[0]} cannot change in mid-run", where=f"{_WHERE}.{fixed[0]}", fix=fix)

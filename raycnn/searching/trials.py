@@ -34,11 +34,12 @@ from raycnn.searching.tuner import run_stage
 from raycnn.storage import Store
 from raycnn.storage.lease import Lease
 from raycnn.training.asked import problem_of
+from raycnn.training.beforehand import refuse_unusable
 from raycnn.training.due import evaluation_due
 from raycnn.training.fit import asked_to_leave
 from raycnn.training.groups import Show
 from raycnn.training.metrics import Mode
-from raycnn.training.run import create_run
+from raycnn.training.run import create_run, read_run
 from raycnn.training.setup import facts_of
 from raycnn.training.worker import MAX_ATTEMPTS
 
@@ -91,6 +92,8 @@ class Trials:
             Preempted: asked to leave; everything is kept.
         """
         config = self.config
+        facts = facts_of(config, self.index.classes, problem_of(config, self.index))
+        refuse_unusable(config, facts, self.index, read_run(self.store))
         create_run(config, self.store, self.index.hash, self.index.classes, self.kind)
         pin(self.store, config)
         with asked_to_leave() as self.leaving:

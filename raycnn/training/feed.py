@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,13 @@ from raycnn.errors import RaycnnError
 from raycnn.training.augmenting import DeviceViews, Mix
 from raycnn.training.clock import Clock
 from raycnn.training.device import to_device
-from raycnn.training.losses import Mixed, Targets
-from raycnn.training.prefix import Prefix
+from raycnn.training.losses import Mixed, Targets, Taught
+from raycnn.training.prefix import TEACHER, Prefix
 from raycnn.training.problems import ONE_LABEL, Problem
 from raycnn.training.ranks import Ranks
 from raycnn.training.transfer import Transfer
+
+_NOTHING: Final[Mapping[Depth, Tensor]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -123,17 +127,18 @@ class Feed:
             if reader.keeper:
                 reader.keeper.close()
 
-    def targets(self, batch: Batch) -> tuple[Targets, Tensor]:
-        """(targets, see the problem's; valid bool[N]) of a training batch, on the device."""
+    def targets(self, batch: Batch, inputs: Mapping[Depth, Tensor] = _NOTHING) -> tuple[Targets, Tensor]:
+        """(targets, see the problem's; valid bool[N]) of a training batch with these inputs, on the device."""
         found = self.task.problem.targets(self.task.table, np.maximum(batch.rows, 0))
         picked = torch.from_numpy(found).to(self.device)
         valid = torch.from_numpy(batch.rows != PADDING).to(self.device)
         late = self.task.device_views
-        if late is None or not late.augment.mixes or batch.step is None:
-            return picked, valid
-        mix = self._mix(late, batch.step, batch.rows)
-        partners = to_device(mix.partners_N, self.device)
-        return Mixed(picked, picked[partners], to_device(mix.shares_N.astype(np.float32), self.device)), valid
+        own: Tensor | Mixed = picked
+        if late is not None and late.augment.mixes and batch.step is not None:
+            mix = self._mix(late, batch.step, batch.rows)
+            partners = to_device(mix.partners_N, self.device)
+            own = Mixed(picked, picked[partners], to_device(mix.shares_N.astype(np.float32), self.device))
+        return (Taught(own, inputs[TEACHER]) if TEACHER in inputs else own), valid
 
     def _views(self, late: DeviceViews, images_NHWC: Tensor, step: int, rows: npt.NDArray[np.int64]) -> Tensor:
         """A training batch's images normalised, with the device's part of their views, float32[N, 3, S, S]."""

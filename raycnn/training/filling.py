@@ -116,7 +116,7 @@ def feed_of(
         for choice in _CHOICES[config.train.reuse]:
             if choice == "activations" and (depth in ("all", body.stages.num_stages) or task.device_views):
                 continue  # nothing is frozen, or it says something else in every epoch
-            identity, reuse = {depth: body.identity(depth)}, Reuse(cache, start, {depth: choice})
+            identity, reuse = body.identities([depth]), Reuse(cache, start, {depth: choice})
             feed = FillingFeed(task, body.prefix, body.device, ranks, total, identity, reuse, clock)
             if all(ranks.gather(feed.usable)):
                 return feed

@@ -16,17 +16,20 @@ from raycnn.storage import Store
 from raycnn.storage.lease import Lease, LeaseRecord, read_lease
 from raycnn.training import checkpoint
 from raycnn.training.asked import chosen_by, settled_by
+from raycnn.training.beforehand import refuse_unusable
 from raycnn.training.curves import points_of, summary
 from raycnn.training.groups import Show, outcome_of, run_groups
 from raycnn.training.metrics import is_better, metric_mode
-from raycnn.training.run import create_run, read_run, read_state
-from raycnn.training.setup import facts_of, try_given
+from raycnn.training.run import RunFacts, create_run, read_run, read_state
+from raycnn.training.setup import facts_of
 from raycnn.training.shown import read_lines
 from raycnn.training.start import first_commit
 from raycnn.training.state import TrainState
 
 
-def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) -> dict[str, Any]:
+def fit(
+    config: Config, store: Store, index: Index, lease: Lease, show: Show, told: RunFacts | None = None
+) -> dict[str, Any]:
     """Train the run in the folder `store` to its end, from its newest checkpoint if it has one.
 
     Args:
@@ -35,6 +38,7 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
         index: the index that the run is, or will be, pinned to.
         lease: of the run, held by this process.
         show: called several times a second with the newest progress and new log lines.
+        told: facts of a search that this is part of, whose parent and teacher are its own.
 
     Returns:
         {run, status, epochs, steps, resumed_from, best, checkpoint, seconds, images_per_second,
@@ -45,16 +49,16 @@ def fit(config: Config, store: Store, index: Index, lease: Lease, show: Show) ->
     """
     asked, (config, problem) = config, settled_by(config, index)
     facts = facts_of(config, index.classes, problem)
-    try_given(config, facts, index)
+    if read_run(store) is None:
+        refuse_unusable(config, facts, index, told)
     with asked_to_leave() as leaving:
         record = read_lease(store)
-        create_run(config, store, index.hash, index.classes)
+        create_run(config, store, index.hash, index.classes, told=told)
         commit = checkpoint.latest(store, record)
         if commit is None:
             _refuse_restart(store, record)
-            told = read_run(store)
             show({}, chosen_by(config, asked))
-            first_commit(config, store, record, facts, lambda line: show({}, [line]), told, index)
+            first_commit(config, store, record, facts, lambda line: show({}, [line]), read_run(store), index)
         plan = plan_of(config, index.rows("train"))
         outcome = _already_done(config, store, commit, plan)
         if outcome is None:

@@ -51,8 +51,8 @@ def train(
             return True
 
         with clock("prefix"):
-            inputs = feed.inputs(batch, {member.learner.base for member in live})
-            targets, valid = feed.targets(batch)
+            inputs = feed.inputs(batch, {*feed.prefix.always, *(member.learner.base for member in live)})
+            targets, valid = feed.targets(batch, inputs)
         for member in live:
             with member.failing_alone():
                 member.step(inputs[member.learner.base], targets, valid, agreed.count, ranks)

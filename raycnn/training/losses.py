@@ -63,8 +63,19 @@ class Mixed:
         return Mixed(self.first_N[place], self.second_N[place], self.shares_N[place])
 
 
-Targets = Tensor | Mixed
-"""Of rows: what the loss takes, or two of it for each."""
+@dataclass(frozen=True)
+class Taught:
+    """Targets of images, and a teacher's outputs for the same views, float32[N, K]."""
+
+    own: Tensor | Mixed
+    teacher_NK: Tensor
+
+    def __getitem__(self, place: slice) -> Taught:
+        return Taught(self.own[place], self.teacher_NK[place])
+
+
+Targets = Tensor | Mixed | Taught
+"""Of rows: what the loss takes, or two of it for each, or a teacher's outputs beside it."""
 
 
 def of_mixed(loss: BatchLoss, logits_NK: Tensor, targets: Targets, valid_N: Tensor) -> Tensor:

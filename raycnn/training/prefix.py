@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from raycnn.config import Depth
 from raycnn.models.stages import Stages
 from raycnn.training.compiling import compiled
 from raycnn.training.device import Normalize, autocast, in_chunks
+from raycnn.training.teacher import Teacher
+
+TEACHER: Final = "the teacher"
+"""In the place of a depth: what a teacher says of the images. No module has such a path."""
 
 
 class Prefix:
@@ -27,6 +32,7 @@ class Prefix:
 
     Attributes:
         rows: how many rows went through to each depth's cut.
+        teacher: another frozen network that sees the same images; None: there is none.
     """
 
     def __init__(
@@ -35,7 +41,13 @@ class Prefix:
         self.stages, self.normalize, self._chunk, self._precision = stages, normalize, chunk, precision
         self.compiled = compiled
         self.rows: Counter[Depth] = Counter()
+        self.teacher: Teacher | None = None
         self._parts: dict[tuple[Depth, Depth], Callable[[Tensor], Tensor] | None] = {}
+
+    @property
+    def always(self) -> tuple[Depth, ...]:
+        """What training asks for beside its depths."""
+        return () if self.teacher is None else (TEACHER,)
 
     def taps(self, images_NHWC: Tensor, depths: Collection[Depth]) -> dict[Depth, Tensor]:
         """The input of the suffix at each depth, from uint8 images on the device; one pass feeds them all."""
@@ -43,9 +55,16 @@ class Prefix:
 
     @torch.no_grad()
     def onward(self, inputs: Tensor, depth: Depth, depths: Collection[Depth]) -> dict[Depth, Tensor]:
-        """The same from the input of the suffix at `depth`, which is the deepest of them or deeper."""
+        """The same from the input of the suffix at `depth`, which is the deepest of them or deeper.
+
+        With TEACHER among the depths, the inputs are images.
+        """
         found: dict[Depth, Tensor] = {}
         with autocast(inputs.device, self._precision):
+            if TEACHER in depths:
+                assert self.teacher is not None
+                found[TEACHER] = self.teacher(inputs)
+                depths = [each for each in depths if each != TEACHER]
             for target in self._way(depth, depths):
                 part, outputs = self._part(depth, target), inputs
                 if part is not None:

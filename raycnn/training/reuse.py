@@ -136,7 +136,8 @@ class ReusingFeed(Feed):
         size = self.task.reader.preprocessing.image_size
         black = to_device(np.zeros((self.task.chunk, size, size, 3), np.uint8), self.device)
         counted = self.prefix.rows.copy()
-        taps = self.prefix.taps(black, [depth for depth, choice in choices.items() if choice == "activations"])
+        kept = [depth for depth, choice in choices.items() if choice == "activations"]
+        taps = self.prefix.taps(black, [*kept, *(self.prefix.always if kept else ())])
         self.prefix.rows = counted
         self._dtypes = {depth: tap.dtype for depth, tap in taps.items()}
         blanks = {str(depth): to_rows(tap)[0] for depth, tap in taps.items()}

@@ -37,6 +37,7 @@ class RunFacts:
     config: dict[str, Any]
     kind: str
     parent: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
 
 
 def read_run(store: Store) -> RunFacts | None:
@@ -54,7 +55,9 @@ def read_run(store: Store) -> RunFacts | None:
         index, identity, config = str(tree["index"]), dict(tree["identity"]), dict(tree["config"])
         classes, kind, parent = tuple(map(str, tree["classes"])), str(tree.get("kind", "train")), tree.get("parent")
         parent = {"run": parent} if isinstance(parent, str) else parent  # all that was known of it at first
-        return RunFacts(index, classes, identity, config, kind, dict(parent) if parent else None)
+        teacher = tree.get("teacher")
+        pinned = (dict(each) if each else None for each in (parent, teacher))
+        return RunFacts(index, classes, identity, config, kind, *pinned)
     except ObjectNotFound:
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -133,6 +136,19 @@ def hold(store: Store) -> Lease:
     return lease
 
 
+def place_of(config: Config, run: str) -> Store:
+    """The folder of run:NAME: below run.storage, or anywhere if NAME is a whole uri."""
+    name = run.removeprefix("run:")
+    return open_store(name) if "/" in name else open_store(config.run.storage).child(name)
+
+
+def from_elsewhere(config: Config) -> dict[str, str]:
+    """Overrides by which its run:NAMEs are the same runs below another run.storage."""
+    names = {"model.weights": config.model.weights, "loss.distill.teacher": config.loss.distill.teacher}
+    runs = {path: text.removeprefix("run:") for path, text in names.items() if text.startswith("run:")}
+    return {path: f"run:{config.run.storage}/{name}" for path, name in runs.items() if "/" not in name}
+
+
 def parent_of(config: Config, told: RunFacts | None) -> dict[str, Any] | None:
     """Where model.weights: run:NAME starts: as `told`, the run's or its search's facts, pins it; else NAME's best now.
 
@@ -143,12 +159,21 @@ def parent_of(config: Config, told: RunFacts | None) -> dict[str, Any] | None:
     Raises:
         CheckpointError: no such run, or it has no checkpoint.
     """
-    if not config.model.weights.startswith("run:"):
+    return _pinned(config, config.model.weights, told.parent if told else None)
+
+
+def teacher_of(config: Config, told: RunFacts | None) -> dict[str, Any] | None:
+    """The same of loss.distill.teacher."""
+    return _pinned(config, config.loss.distill.teacher, told.teacher if told else None)
+
+
+def _pinned(config: Config, run: str, told: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not run.startswith("run:"):
         return None
-    name = config.model.weights.removeprefix("run:")
-    if told and told.parent and told.parent["run"] == name:
-        return told.parent
-    store = open_store(config.run.storage).child(name)
+    name = run.removeprefix("run:").rpartition("/")[2]
+    if told and told["run"] == name:
+        return told
+    store = place_of(config, run)
     facts, commit = find_commit(store, "best")
     tree = parse_json(store.get("run.json"))
     return {
@@ -170,10 +195,10 @@ def create_run(
     """Write run.json, once and for all but for its count of looks at the test split.
 
     Args:
-        told: of the search that the run is a trial of, whose parent is its own.
+        told: of the search that the run is a trial of, whose parent and teacher are its own.
     """
     if read_run(store) is None:
-        tree = _tree(config, index_hash, classes, kind, parent_of(config, told))
+        tree = _tree(config, index_hash, classes, kind, told)
         with contextlib.suppress(PreconditionFailed):  # an answer that was lost on its way
             store.put("run.json", json.dumps(tree, indent=1).encode(), create_only=True)
     facts = read_run(store)
@@ -184,8 +209,9 @@ def create_run(
 
 
 def _tree(
-    config: Config, index_hash: str, classes: tuple[str, ...], kind: str, parent: dict[str, Any] | None
+    config: Config, index_hash: str, classes: tuple[str, ...], kind: str, told: RunFacts | None
 ) -> dict[str, Any]:
+    teacher = teacher_of(config, told)
     return {
         "format": FORMAT,
         "kind": kind,
@@ -195,7 +221,8 @@ def _tree(
         "identity_hash": identity_hash(config),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
-        "parent": parent,
+        "parent": parent_of(config, told),
+        **({"teacher": teacher} if teacher else {}),
     }
 
 

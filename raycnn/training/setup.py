@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -23,13 +23,14 @@ from raycnn.models.zoo import Network, build, preprocessing
 from raycnn.training.augmenting import DeviceViews
 from raycnn.training.compiling import BACKEND
 from raycnn.training.device import DeviceFacts, Normalize, choose_compiled, choose_precision
+from raycnn.training.distill import distilled
 from raycnn.training.feed import Task
 from raycnn.training.given_loss import given_loss, try_out
 from raycnn.training.learner import Learner
 from raycnn.training.losses import BatchLoss, one_label_loss
 from raycnn.training.losses_of_outputs import number_loss, sigmoid_loss
 from raycnn.training.phases import deepest, unfreeze_of
-from raycnn.training.prefix import Prefix
+from raycnn.training.prefix import TEACHER, Prefix
 from raycnn.training.problems import ONE_LABEL, Problem
 from raycnn.training.ranks import Ranks
 from raycnn.training.state import NetworkFacts
@@ -63,6 +64,11 @@ def network_of(facts: NetworkFacts, given: Given, seed: int = 0) -> Network:
     return build(facts.name, facts.num_outputs, seed=seed, image_size=size, head=facts.head, given=given)
 
 
+def call_of(facts: NetworkFacts, given: Given) -> str:
+    """What tells the code of a given network, which may be another each time, from that of other calls."""
+    return given.call if facts.name.startswith(PYTHON) else ""
+
+
 class Body:
     """A network on its device, cut into stages, and the prefix that every suffix of it shares.
 
@@ -74,7 +80,7 @@ class Body:
     def __init__(self, config: Config, facts: NetworkFacts, device: torch.device) -> None:
         network = network_of(facts, config.given)
         self.device = device
-        self._call = config.given.call if facts.name.startswith(PYTHON) else ""
+        self._call = call_of(facts, config.given)
         self.stages: Stages = find(network)
         self.module: nn.Module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu":
@@ -85,19 +91,27 @@ class Body:
         compiled = choose_compiled(config.train.compile, DeviceFacts.of(device)) != "none"
         self.prefix = Prefix(self.stages, normalize, config.train.chunk, precision, compiled=compiled)
 
+    def identities(self, depths: Iterable[Depth]) -> dict[Depth, str]:
+        """`identity` of each depth, and of the teacher."""
+        return {depth: self.identity(depth) for depth in (*depths, *self.prefix.always)}
+
     def identity(self, depth: Depth) -> str:
         """Hex sha256 of what the input of the suffix at `depth` depends on beside the image: equal bits, equal digest.
 
         The weights before the cut, the network, the shape of a pass, precision, kind of device, torch's version, and
-        whether the prefix is compiled; of a given network, whose code may be another each time, the call too.
+        whether the prefix is compiled; of a given network also the call. Of the teacher its own.
         """
-        own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         digest = hashlib.sha256(repr((self.facts, self._precision, kind, torch.__version__)).encode())
         digest.update(f"{torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}".encode())
         digest.update(self._call.encode())
         if self.prefix.compiled:
             digest.update(f"compiled by {BACKEND}".encode())
+        if depth == TEACHER:
+            assert self.prefix.teacher is not None
+            digest.update(self.prefix.teacher.digest.encode())
+            return digest.hexdigest()
+        own = {name for name, _ in self.stages.suffix(depth).named_parameters()}
         for name, tensor in self.module.state_dict().items():
             if name not in own:
                 digest.update(name.encode())
@@ -115,29 +129,21 @@ class Body:
 
 
 def loss_of(config: Config, facts: NetworkFacts, rows: pa.Table | None, device: torch.device) -> BatchLoss:
-    """The loss that the config says, for these training rows; None: as if all classes had as many."""
-    problem = facts.problem
+    """The loss that the config says, for these training rows.
+
+    Without them it is as if all classes had as many rows, and there were no teacher.
+    """
+    problem, distill = facts.problem, config.loss.distill
     counts = None if rows is None else problem.counts(rows, facts.classes)
     if counts is not None and config.data.resample != "none":
         counts = draws_per_epoch(counts.ravel(), config.data.resample).reshape(counts.shape)
-    if not config.loss.name.startswith(PYTHON):
-        return _LOSSES[problem.task](config.loss, counts, device)
-    loss = given_loss(config.loss.name, config.given, device)
-    if rows is not None:
-        try_out(loss, config.loss.name, problem, rows, facts.num_outputs, device)
-    return loss
-
-
-def try_given(config: Config, facts: NetworkFacts, index: Index) -> None:
-    """Refuse a given network or loss that cannot be used, before anything is written down.
-
-    Raises:
-        ConfigError
-    """
-    if facts.name.startswith(PYTHON):
-        network_of(facts, config.given)
     if config.loss.name.startswith(PYTHON):
-        loss_of(config, facts, index.rows("train"), torch.device("cpu"))
+        loss = given_loss(config.loss.name, config.given, device)
+        if rows is not None:
+            try_out(loss, config.loss.name, problem, rows, facts.num_outputs, device)
+    else:
+        loss = _LOSSES[problem.task](config.loss, counts, device)
+    return loss if rows is None or distill.teacher == "none" else distilled(loss, distill, problem.task)
 
 
 def task_of(config: Config, facts: NetworkFacts, index: Index, task_cpus: float, world: int) -> Task:

@@ -15,7 +15,7 @@ from raycnn.storage.lease import LeaseRecord
 from raycnn.training import checkpoint
 from raycnn.training.recalibrate import recalibrate
 from raycnn.training.recorder import Run
-from raycnn.training.run import RunFacts, find_commit, parent_of
+from raycnn.training.run import RunFacts, find_commit, parent_of, place_of
 from raycnn.training.serialize import encode_optimizer, encode_weights
 from raycnn.training.setup import network_of
 from raycnn.training.state import NetworkFacts, TrainState
@@ -62,8 +62,7 @@ def _reader(config: Config, told: RunFacts | None) -> Callable[[str], bytes]:
     def read(uri: str) -> bytes:
         if uri.startswith("run:"):
             parent = parent_of(config, told) or {}
-            store = open_store(config.run.storage).child(uri.removeprefix("run:"))
-            return best_weights(store, parent.get("step", "best"))
+            return best_weights(place_of(config, uri), parent.get("step", "best"))
         folder, _, name = uri.rpartition("/")
         return open_store(folder or ".").get(name)
 

@@ -26,9 +26,11 @@ from raycnn.training.metrics_log import decode_lines
 from raycnn.training.monitor import LinesToReporter, Reporter
 from raycnn.training.ranks import Ranks
 from raycnn.training.recorder import Recorder, Run
+from raycnn.training.run import read_run
 from raycnn.training.serialize import decode_optimizer, decode_weights
 from raycnn.training.setup import INDEX_COLUMNS, Body, loss_of, task_of
 from raycnn.training.state import TrainState
+from raycnn.training.teaching import load_teacher
 from raycnn.training.verdict import EpochTimes
 
 MAX_ATTEMPTS = 3
@@ -135,6 +137,7 @@ def _start(job: Job, ranks: Ranks, clock: Clock, *, one_node: bool) -> Start:
     files = checkpoint.verified(store, commit)
     state = TrainState.decode(files["state.json"])
     body = Body(config, state.network, device)
+    body.prefix.teacher = load_teacher(config, state.network, read_run(store), device)
     learner = body.learner(config, ranks, loss_of(config, state.network, index.rows("train"), device))
     learner.restore(decode_weights(files["weights.safetensors"]), decode_optimizer(files["optimizer.pt"]))
     task = task_of(config, state.network, index, job.task_cpus, ranks.world)

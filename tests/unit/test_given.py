@@ -23,9 +23,10 @@ from raycnn.models.weights import load_pretrained
 from raycnn.storage import open_store
 from raycnn.storage.lease import adopt
 from raycnn.training import checkpoint
+from raycnn.training.beforehand import refuse_unusable
 from raycnn.training.run import check_identity, create_run, read_run
 from raycnn.training.serialize import decode_weights, encode_weights
-from raycnn.training.setup import Body, facts_of, network_of, try_given
+from raycnn.training.setup import Body, facts_of, network_of
 from raycnn.training.start import first_commit
 
 CPU = torch.device("cpu")
@@ -225,7 +226,7 @@ class Stateful(Net):
 def test_what_cannot_be_used_is_refused_before_the_run_is_written_down(model: Any, expected: str) -> None:
     settings = config(model)
     with pytest.raises(ConfigError, match=expected):
-        try_given(settings, facts_of(settings, CLASSES), None)  # type: ignore[arg-type]
+        refuse_unusable(settings, facts_of(settings, CLASSES), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
