@@ -48,7 +48,8 @@ class FillingFeed(ReusingFeed):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._end, self._until, self._cached = self.total, -1, False
+        self._end, self._first, self._until, self._cached = self.total, 0, -1, False
+        self._shares: list[Part] = []
         self._usable = self._train is not None and self._train.usable([0])
 
     @property
@@ -58,16 +59,18 @@ class FillingFeed(ReusingFeed):
 
     def batch(self, step: int) -> Batch:
         """From the cache or from the stream; what comes from the stream is kept once it is computed."""
-        share = self.task.plan.share(step, self._rank, self._world)
+        if not self._usable:
+            return Feed.batch(self, step)
         if step >= self._until or step != self._next:
             self._begin(step)
+        share = self._shares[step - self._first]
         if self._cached:
             if (found := self._kept(self._train, *share, step)) is not None:
                 self._next = step + 1
                 return found
             self._cached, self._next = False, None  # a row is damaged: on from here by a stream
         batch = Feed.batch(self, step)
-        return FreshBatch(**vars(batch), kept=self._train, part=share) if self._usable else batch
+        return FreshBatch(**vars(batch), kept=self._train, part=share)
 
     def validation(self) -> Iterator[Batch]:
         """From the cache if all of it is there, else from the stream, to be kept."""
@@ -87,12 +90,18 @@ class FillingFeed(ReusingFeed):
         self._put(batch.kept, batch.part, batch, taps)
         return {depth: taps[depth] for depth in depths}
 
+    def _shares_of(self, step: int) -> list[Part]:
+        """This rank's share of each step to the end of the epoch; all at once costs little more than a single one."""
+        steps = self._until - step
+        found = self.task.plan.share(step, self._rank, self._world, steps)
+        return list(zip(*(ids.reshape(steps, -1) for ids in found), strict=True))
+
     def _begin(self, step: int) -> None:
         """Choose for the steps of the next epoch."""
         self._until = min(self._end, step + math.ceil(self.task.plan.steps_per_epoch))
         self.total = self._until
-        steps = (self.task.plan.share(each, self._rank, self._world) for each in range(step, self._until))
-        self._cached = self._usable and self._train is not None and self._train.there(steps)
+        self._first, self._shares = step, self._shares_of(step)
+        self._cached = self._train is not None and self._train.there(self._shares)
         self._next = step if self._cached else None
 
 
