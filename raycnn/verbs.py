@@ -10,23 +10,13 @@ outputs (a class is one) or a module, whose weights training then starts from. T
 
 from __future__ import annotations
 
-import importlib
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from raycnn.config import Config, Given, dated, identity, load_config
+from raycnn.config import Config, Given, dated, load_config
+from raycnn.opening import Show, Source, at_hand, build, held, open_run, settings_with
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    Model = nn.Module | Callable[[int], nn.Module]
-    Loss = Callable[[Tensor, Tensor], Tensor]
-
-Source = Config | dict[str, Any] | str | Path
-Show = Callable[[dict[str, Any], list[str]], None]
+    from raycnn.opening import Loss, Model
 
 
 def _silent(progress: dict[str, Any], lines: list[str]) -> None:
@@ -56,7 +46,7 @@ def index(
 
     settings = dated(load_config(config))
     with connect(address, verbose=verbose):
-        index = _index(settings, show)
+        index = build(settings, show)
         found = summary(index)
         if shard:
             from raycnn.data.shards import write_shards
@@ -85,11 +75,11 @@ def train(
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    settings = dated(_settings(config, model, loss))
+    settings = dated(settings_with(config, model, loss))
     if settings.train.folds and settings.train.fold is None:
         return _cross_validate(settings, address, show, verbose=verbose)
-    opened = _open(settings, "train")
-    with _held(opened, address, show, verbose=verbose) as (lease, index):
+    opened = open_run(settings, "train")
+    with held(opened, address, show, verbose=verbose) as (lease, index):
         from raycnn.training.fit import fit
 
         return fit(opened.config, opened.store, index, lease, show)
@@ -98,10 +88,10 @@ def train(
 def _cross_validate(settings: Config, address: str, show: Show, *, verbose: bool) -> dict[str, Any]:
     from raycnn.searching.settings import ended_folds
 
-    opened = _open(settings, "folds")
+    opened = open_run(settings, "folds")
     if ended := ended_folds(opened.config, opened.store, opened.facts):
         return ended
-    with _held(opened, address, show, verbose=verbose) as (lease, index):
+    with held(opened, address, show, verbose=verbose) as (lease, index):
         from raycnn.searching.folds import cross_validate
 
         return cross_validate(opened.config, opened.store, index, lease, show)
@@ -124,13 +114,13 @@ def search(
     from raycnn.searching.former import find_former
     from raycnn.searching.settings import ended_result, settings_of
 
-    wanted = _settings(config, model, loss)
+    wanted = settings_with(config, model, loss)
     settings = settings_of(dated(wanted))
     former = find_former(wanted.run.name, settings.run.name, settings.run.storage)
-    opened = _open(settings, "search")
+    opened = open_run(settings, "search")
     if ended := ended_result(opened.config, opened.store):
         return ended
-    with _held(opened, address, show, verbose=verbose) as (lease, index):
+    with held(opened, address, show, verbose=verbose) as (lease, index):
         from raycnn.searching.search import search as run
 
         return run(opened.config, opened.store, index, lease, show, former)
@@ -151,7 +141,7 @@ def lr_find(
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    with _at_hand(_settings(config, model, loss), address, show, verbose) as (settings, store, pinned):
+    with at_hand(settings_with(config, model, loss), address, show, verbose) as (settings, store, pinned):
         from raycnn.results.lr_find import lr_find as run
 
         return run(settings, store, pinned, show)
@@ -172,7 +162,7 @@ def choose(
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+    with at_hand(settings_with(config, model), address, show, verbose) as (settings, store, pinned):
         from raycnn.results.choose import choose as run
 
         return run(settings, store, pinned, show)
@@ -185,7 +175,7 @@ def evaluate(
     from raycnn.cluster import connect
     from raycnn.results.evaluate import evaluate as run
 
-    settings = dated(_settings(config, model))
+    settings = dated(settings_with(config, model))
     show({"phase": "evaluating"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
@@ -198,7 +188,7 @@ def predict(
     from raycnn.cluster import connect
     from raycnn.results.predict import predict as run
 
-    settings = dated(_settings(config, model))
+    settings = dated(settings_with(config, model))
     show({"phase": "predicting"}, [])
     with connect(address, verbose=verbose):
         return run(settings)
@@ -208,7 +198,7 @@ def features(
     config: Source, *, model: Model | None = None, address: str = "local", show: Show = _silent, verbose: bool = False
 ) -> dict[str, Any]:
     """Write what the network says of images before its head, a row each; see raycnn.results.features."""
-    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+    with at_hand(settings_with(config, model), address, show, verbose) as (settings, store, pinned):
         from raycnn.results.features import features as run
 
         return run(settings, store, pinned, show)
@@ -227,7 +217,7 @@ def shift(
     Raises:
         RaycnnError: see raycnn.errors for each kind.
     """
-    with _at_hand(_settings(config, model), address, show, verbose) as (settings, store, pinned):
+    with at_hand(settings_with(config, model), address, show, verbose) as (settings, store, pinned):
         from raycnn.results.shift import shift as run
 
         return run(settings, store, pinned, show)
@@ -241,9 +231,9 @@ def plan(
     from raycnn.cluster import connect
     from raycnn.training.dryrun import dry_run
 
-    settings = dated(_settings(config, model, loss))
+    settings = dated(settings_with(config, model, loss))
     with connect(address, verbose=verbose):
-        return dry_run(settings, _index(settings, show))
+        return dry_run(settings, build(settings, show))
 
 
 def runs(storage: str) -> list[dict[str, Any]]:
@@ -292,100 +282,3 @@ def load(run: str, step: int | str = "best", *, model: Model | None = None) -> A
     store = open_store(run)
     _, commit = find_commit(store, step)
     return read_classifier(store, commit, "float32", torch.device("cpu"), given)
-
-
-def _settings(config: Source, model: Model | None = None, loss: Loss | None = None) -> Config:
-    """The config with what is given beside it; ConfigError if it names a network that is not given."""
-    if model is None and loss is None:
-        settings = load_config(config)
-    else:
-        from raycnn.models.given import with_given
-
-        settings = with_given(config, model, loss)
-    settings.given.require(settings.model.name)
-    return settings
-
-
-@contextmanager
-def _at_hand(config: Config, address: str, show: Show, verbose: bool) -> Iterator[tuple[Config, Any, Any]]:
-    """(the config, the run's folder, the run's rows or else those of its source as it is now), with a Ray."""
-    from raycnn.cluster import connect
-    from raycnn.storage import open_store
-    from raycnn.training.run import folder_of, read_run
-
-    settings = dated(config)
-    storage = open_store(settings.run.storage)
-    store = folder_of(settings, storage)
-    facts = read_run(store)
-    with connect(address, verbose=verbose):
-        yield settings, store, _rows(settings, storage, facts, show)
-
-
-def _import_torch_meanwhile() -> None:
-    """Start to import torch, which takes seconds, while Ray starts and the index is built.
-
-    Not earlier: whoever is refused need not wait for it.
-    """
-    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-
-
-class _Opened(NamedTuple):
-    """A run's config as its index settles it, the root of run.storage, the run's folder, its facts if it has any."""
-
-    config: Config
-    storage: Any
-    store: Any
-    facts: Any
-
-
-def _open(config: Config, kind: str) -> _Opened:
-    """CheckpointError if the run was started as something else."""
-    from raycnn.data.manifest import read_facts
-    from raycnn.data.sources import class_names
-    from raycnn.storage import open_store
-    from raycnn.training.asked import of_labels, pinned_metric, settled
-    from raycnn.training.run import check_classes, check_identity, check_kind, read_run
-
-    storage = open_store(config.run.storage)
-    store = storage.child(config.run.name)
-    facts = read_run(store)
-    if facts:
-        check_kind(facts, kind, store.uri)
-        pinned = read_facts(storage, facts.index)
-        problem = of_labels(config.data.task, pinned["kind"], pinned["classes"])
-        config = settled(config, problem, pinned_metric(problem, facts.identity))
-        check_identity(config, facts, store.uri)
-        check_classes(facts, class_names(config.data.source, config.data.task), config.data.source)
-    return _Opened(config, storage, store, facts)
-
-
-@contextmanager
-def _held(opened: _Opened, address: str, show: Show, *, verbose: bool) -> Iterator[tuple[Any, Any]]:
-    """(the run's lease, its index), with a Ray."""
-    from raycnn.cluster import connect
-    from raycnn.training.run import hold
-
-    with hold(opened.store) as lease:
-        _import_torch_meanwhile()
-        with connect(address, verbose=verbose):
-            yield lease, _rows(opened.config, opened.storage, opened.facts, show)
-
-
-def _rows(config: Config, storage: Any, facts: Any, show: Show) -> Any:
-    """The run's index, pinned or new, with the rows of its fold."""
-    from raycnn.data.folds import as_fold, fold_of
-    from raycnn.data.manifest import read_index
-
-    index = read_index(storage, facts.index) if facts else _index(config, show)
-    return as_fold(index, fold_of(identity(config)))
-
-
-def _index(config: Config, show: Show) -> Any:
-    from raycnn.data.index import build_index
-    from raycnn.memory import release_freed_memory
-    from raycnn.storage import open_store
-
-    storage = open_store(config.run.storage)
-    index = build_index(config, storage, lambda done, total: show({"indexed": done, "objects": total}, []))
-    release_freed_memory()  # what it took is a multiple of what it leaves
-    return index

@@ -16,7 +16,7 @@ LAYERS = (
     {"training"},
     {"results"},
     {"searching"},
-    {"", "verbs", "cli", "progress", "demo", "checks"},  # "" is raycnn/__init__.py, the verbs as Python functions
+    {"", "verbs", "opening", "cli", "progress", "demo", "checks"},  # "" is raycnn/__init__.py, the verbs as functions
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 PURE = [
