@@ -211,7 +211,7 @@ def shift(
 
     Returns:
         {run, network, weights: step-N or start, target, rows: looked at, distances: {target, halves, val, recalibrated,
-        recalibrated_halves, same_shares: each {frechet, auroc, a_distance} or None}, shares: {class: [training rows,
+        recalibrated_halves, same_shares: each {rows, frechet, auroc, a_distance} or None}, shares: {class: [training,
         estimated of the target]}, moved, drifted: [{key, logit}], advice, output, seconds}; see raycnn.results.compare.
 
     Raises:

@@ -46,7 +46,7 @@ def sentence(told: Mapping[str, Any]) -> str:
     low, high = chosen["epoch_seconds"]
     return (
         f"Fine-tune {chosen['network']}{why}: with {told['training_rows']} training rows search the depths {depths}; "
-        f"an epoch of them takes about {low:.0f} to {high:.0f} s here."
+        f"an epoch of them takes about {low:.2g} to {high:.2g} s here."
     )
 
 

@@ -65,9 +65,9 @@ def compare(
     Returns:
         {rows, distances: {target, halves: of two halves of the training rows, val, recalibrated: of the target with
         each side by its own statistics (other features: its Fréchet distance is to be seen beside that of
-        recalibrated_halves), same_shares: with training rows drawn as the target's classes}, each {frechet, auroc,
-        a_distance} or None, shares: {class: [of the training rows, estimated of the target]} or None, moved: {target,
-        halves: share of the rows that are in other classes by that} or None, drifted: [{key, logit}]}
+        recalibrated_halves), same_shares: with training rows drawn as the target's classes}, each {rows, frechet,
+        auroc, a_distance} or None, shares: {class: [of the training rows, estimated of the target]} or None, moved:
+        {target, halves: share of the rows that are in other classes by that} or None, drifted: [{key, logit}]}
     """
     first, second = _halves(ours, len(target.table))
     near, scores_N = distance(first.plain, target.plain)

@@ -23,17 +23,19 @@ class Distance:
     """Of two sets of features.
 
     Args:
+        rows: of either set, or of the smaller one; Fréchet distances of other numbers of rows do not compare.
         frechet: squared distance of two Gaussians with their means and covariances.
         auroc: of a linear classifier that tells them apart, on rows that it has not seen: 0.5 if it cannot.
         a_distance: 2 (1 - 2 its error): 0 if it cannot, 2 if it never fails.
     """
 
+    rows: int
     frechet: float
     auroc: float
     a_distance: float
 
     def as_json(self) -> dict[str, Any]:
-        """The three numbers by name."""
+        """The numbers by name."""
         return asdict(self)
 
 
@@ -45,7 +47,8 @@ def distance(a_NF: Features, b_MF: Features) -> tuple[Distance, Floats]:
     scores_N, scores_M = tell_apart(a_NF, b_MF)
     scores, second = np.concatenate([scores_N, scores_M]), np.repeat([False, True], [len(a_NF), len(b_MF)])
     error = ((scores_N > 0).mean() + (scores_M <= 0).mean()) / 2
-    return Distance(frechet(a_NF, b_MF), area_under_roc(scores, second), float(2 * (1 - 2 * error))), scores_M
+    area, rows = area_under_roc(scores, second), min(len(a_NF), len(b_MF))
+    return Distance(rows, frechet(a_NF, b_MF), area, float(2 * (1 - 2 * error))), scores_M
 
 
 def frechet(a_NF: Features, b_MF: Features) -> float:

@@ -20,10 +20,18 @@ _TITLES: Final = {
 
 def render(told: Mapping[str, Any]) -> str:
     """The distances, the classes' shares if they moved, the images that are furthest off, and the advice."""
-    lines = [["between", "Frechet", "AUROC", "A-distance"]]
+    lines = [["between", "rows", "Frechet", "AUROC", "A-distance"]]
     for name, title in _TITLES.items():
         if each := told["distances"][name]:
-            lines.append([title, f"{each['frechet']:.3g}", f"{each['auroc']:.3f}", f"{each['a_distance']:.2f}"])
+            lines.append(
+                [
+                    title,
+                    str(each["rows"]),
+                    f"{each['frechet']:.3g}",
+                    f"{each['auroc']:.3f}",
+                    f"{each['a_distance']:.2f}",
+                ]
+            )
     head = f"{told['run']}: {told['rows']} images of {told['target']}, features of {told['network']}, {told['weights']}"
     parts = [printable(head), table(lines)]
     if told["shares"]:
