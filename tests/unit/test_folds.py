@@ -94,6 +94,14 @@ def test_groups_stay_together_and_share_out_the_classes() -> None:
         assert np.ptp(counts) <= 0.05 * counts.sum()
 
 
+def test_groups_of_one_class_each_are_dealt_by_class() -> None:
+    groups = [f"site-{number // 6}" for number in range(180)]
+    labels = [number // 60 for number in range(180)]
+    numbers = assign(rows_of(labels, group=groups), "class", 5, 0)
+    for label in range(3):
+        assert np.bincount(numbers[60 * label : 60 * label + 60]).tolist() == [12] * 5
+
+
 def test_groups_of_uneven_size_are_shared_out_evenly() -> None:
     sizes = [60, 50, 40, 30, 20, 20, 20, 20, 20, 20]
     groups = [f"site-{number}" for number, size in enumerate(sizes) for _ in range(size)]
