@@ -55,6 +55,7 @@ def whole(local_ray: None, uneven: Path) -> Config:
     return made
 
 
+@pytest.mark.slow
 def test_a_kill_changes_no_bit(whole: Config, uneven: Path) -> None:
     store = open_store(str(uneven / "runs" / "killed"))
     victim = threading.Thread(target=kill_one_worker, args=(store,))

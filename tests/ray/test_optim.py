@@ -30,6 +30,7 @@ ALL = {
 }
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_bit_of_means_passes_cycles_and_stages(digits, tmp_path):
     whole = settings(digits, tmp_path, "whole", **ALL)
     trained = raycnn.train(whole)
