@@ -18,8 +18,8 @@ from raycnn.config.sections import (
     PredictConfig,
     RunConfig,
     ShardsConfig,
-    TrainConfig,
 )
+from raycnn.config.train import TrainConfig
 
 __all__ = [
     "LATER",
