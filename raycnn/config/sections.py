@@ -50,7 +50,8 @@ class DataConfig(Section):
     """What is asked of an image: which of the classes (a logit for each), which of two (a single logit), each of the
     classes or not, or a number; auto: by the labels, a class each, lists of classes, or numbers with a point."""
     val_fraction: Fraction = 0.1
-    """Share of the images for validation, where the source has no split of its own."""
+    """Share of the images for validation, where the source has no split of its own. 0: none; then the last checkpoint
+    counts as the best."""
     test_fraction: Fraction = 0.1
     """Share of the images for the final test, where the source has no split of its own."""
     split_seed: int = 0

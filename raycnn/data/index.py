@@ -231,9 +231,11 @@ def _check_rows(index: Index, data: DataConfig, folds: int | None) -> None:
             named = ", ".join(untrained[:_NAMED])
             fix = "add images of them, or lower data.val_fraction and data.test_fraction"
             raise DataError(f"classes without training images: {named}", where=where, fix=fix)
-    if not len(train) or not len(val):
-        empty = "validation" if len(train) else "training"
-        raise DataError(f"no {empty} images", where=where, fix="add images, or change data.val_fraction")
+    if not len(train):
+        raise DataError("no training images", where=where, fix="add images, or lower data.val_fraction")
+    if not len(val) and data.val_fraction:
+        fix = "add images, raise data.val_fraction, or set it to 0 to train without"
+        raise DataError("no validation images", where=where, fix=fix)
 
 
 def _is_stored(index: Index, store: Store) -> bool:

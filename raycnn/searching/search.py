@@ -15,7 +15,7 @@ from raycnn.searching.former import Former
 from raycnn.searching.pictures import MISSING, available, heat_map, learning_curves
 from raycnn.searching.records import TrialRecord
 from raycnn.searching.refit import refit
-from raycnn.searching.settings import check_goal
+from raycnn.searching.settings import check_goal, check_rows
 from raycnn.searching.summary import overview
 from raycnn.searching.trials import Trials
 from raycnn.searching.winner import Winner, keep, look_at_test, pick
@@ -50,6 +50,7 @@ def search(
     asked, (config, _) = config, settled_by(config, index)
     show({}, chosen_by(config, asked))
     check_goal(config)
+    check_rows(index)
     trials = Trials(config, store, index, lease, show, former.best_values(config) if former else [])
 
     def conclude(found: list[TrialRecord], packs: list[Any]) -> tuple[list[TrialRecord], Winner | None, dict[str, Any]]:

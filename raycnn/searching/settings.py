@@ -9,6 +9,7 @@ import json
 from typing import Any, Final
 
 from raycnn.config import Config, load_config
+from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError, ConfigError, ObjectNotFound, PreconditionFailed
 from raycnn.searching.answer import goal
 from raycnn.searching.space import check
@@ -48,6 +49,13 @@ def check_goal(config: Config) -> None:
     natural = goal(load_config(config, {"search.mode": None}))[1]
     if mode != natural:
         raise ConfigError(f"{mode} of {metric} is no goal", where="search.mode", fix=f"use {natural}, or leave it out")
+
+
+def check_rows(index: Index) -> None:
+    """ConfigError if there is nothing to choose by."""
+    if not len(index.rows("val")):
+        fix = "set data.val_fraction above 0"
+        raise ConfigError("a search chooses by validation rows, and there are none", where="data.val_fraction", fix=fix)
 
 
 def _schedules(config: Config) -> set[str]:

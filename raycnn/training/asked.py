@@ -77,7 +77,18 @@ def settled_by(config: Config, index: Index) -> tuple[Config, Problem]:
         ConfigError: settings of other problems.
     """
     problem = problem_of(config, index)
+    if not config.train.folds and not len(index.rows("val")):
+        _check_unvalidated(config)
     return settled(config, problem, usual_metric(problem, index)), problem
+
+
+def _check_unvalidated(config: Config) -> None:
+    """ConfigError if there is something that validation rows decide."""
+    decided = {"train.patience": config.train.patience, "optim.schedule": config.optim.schedule == "plateau"}
+    for where, is_decided in decided.items():
+        if is_decided:
+            fix = "leave it out, or set data.val_fraction above 0"
+            raise ConfigError("there are no validation rows to decide by", where=where, fix=fix)
 
 
 def chosen_by(config: Config, before: Config) -> list[str]:

@@ -174,7 +174,7 @@ def test_too_many_bad_images_end_it_and_are_named(tmp_path: Path) -> None:
     [
         (good(10, ("cat",)), {}, "one class only: cat"),
         (good(10) | {"cow/a.jpg": b"no image"}, {"bad_image_budget": 0.1}, "classes without training images: cow"),
-        (good(10), {"val_fraction": 0.0}, "no validation images"),
+        (good(10), {"val_fraction": 0.001}, "no validation images"),
         ({"cat/a.jpg": b"x", "dog/b.jpg": b"y"}, {"bad_image_budget": 0.99}, "2 of 2 images cannot be used"),
         ({"test/cat/a.jpg": jpeg(0), "test/dog/b.jpg": jpeg(1)}, {}, "classes without training images: cat, dog"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import raycnn
-from raycnn.errors import CheckpointError
+from raycnn.errors import CheckpointError, ConfigError
 from raycnn.storage import open_store
 from tests.support.runs import metrics
 
@@ -143,3 +143,24 @@ def test_a_search_of_numbers_goes_down(images, tmp_path):
     assert found["metric"] == "rmse"
     assert found["best"]["config"]["optim.lr"] == 5e-3
     assert found["test"]["metrics"]["rmse"] > 0
+
+
+@pytest.mark.parametrize("task", [pytest.param("auto", marks=pytest.mark.slow), "binary"])
+def test_without_validation_rows_all_but_the_test_rows_train(task, images, tmp_path):
+    changes = {"data.val_fraction": 0, "data.task": task, "train.epochs": 3, "train.exact": False}
+    config = settings(images, "two", tmp_path, **changes)
+    trained, found, _ = finished(config)
+    store = open_store(f"{tmp_path}/two")
+    rows = 192 - found["rows"]
+    assert trained["steps"] == round(3 * rows / 24)
+    assert trained["checkpoint"].startswith(f"step-{trained['steps']:08d}")
+    assert found["step"] == trained["steps"]
+    assert found["metrics"]["accuracy"] > 0.9
+    assert {line["val_loss"] for line in metrics(store) if "val_loss" in line} == {None}
+    for where, decided in (("train.patience", 2), ("optim.schedule", "plateau")):
+        with pytest.raises(ConfigError, match="no validation rows to decide by") as refused:
+            raycnn.train(settings(images, "two", tmp_path / "other", **changes, **{where: decided}))
+        assert refused.value.where == where
+    space = {"search.space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "run.name": "searched"}
+    with pytest.raises(ConfigError, match="a search chooses by validation rows"):
+        raycnn.search(settings(images, "two", tmp_path, **changes, **space))
