@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raycnn.data.keyed import derive_seed
-from raycnn.training.device import autocast, memory_format
+from raycnn.training.device import autocast, memory_format, seed
 from raycnn.training.exact import add_ranks, in_buckets, shards, tree_sum
 from raycnn.training.losses import Targets, of_mixed
 from raycnn.training.passes import keep
@@ -109,7 +109,7 @@ class Gradients:
         return loss_sum.detach()
 
     def _seed(self, name: str) -> None:
-        torch.manual_seed(derive_seed(self._train.seed, name))
+        seed(derive_seed(self._train.seed, name), self._learner.device)
 
     def _now(self) -> list[Tensor]:
         return [p.grad for p in self._trains.parameters() if p.grad is not None]

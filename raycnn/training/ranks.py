@@ -28,7 +28,7 @@ class Ranks:
     """The ranks' control channel: a gloo group on CPUs, so that agreeing never waits for a GPU."""
 
     def __init__(self) -> None:
-        self.distributed = dist.is_initialized()
+        self.distributed = dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.distributed else 0
         self.world = dist.get_world_size() if self.distributed else 1
         self._group: Any = dist.new_group(backend="gloo") if self.distributed else None
