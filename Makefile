@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes study demo bench growth peers gpu-check format clean
+.PHONY: install test others check quick s3 ray faults slow test-faults load nemesis zoo recipes test-recipes study study-splits demo bench growth peers gpu-check format clean
 
 install: .venv/.installed
 
@@ -59,6 +59,10 @@ recipes: install
 # Does `raycnn choose` rank networks as fine-tunes do? Half an hour.
 study: install
 	$(BIN)/python -m tests.study
+
+# How accurate is the recipe cells.yaml on five splits, beside linear models on frozen features? An hour.
+study-splits: install
+	$(BIN)/python -m tests.study.splits jobs/recipes/cells.yaml
 
 # Every recipe of jobs/recipes to its expected result.
 test-recipes: install
