@@ -55,6 +55,9 @@ def train(store: S3Store, name: str) -> None:
         "model": {"name": "reference/lenet", "weights": "none"},
         "augment": {"crop_scale": [0.8, 1.0], "hflip": 0.0},
         "optim": {"name": "adamw", "lr": 0.005},
-        "train": {"epochs": 3, "global_batch": 16, "chunk": 16, "workers": 2, "checkpoint_every": 4, "log_every": 3},
+        "train": {
+            **{"epochs": 3, "global_batch": 16, "chunk": 16, "workers": 2, "checkpoint_every": 4, "log_every": 3},
+            "reuse": "none",  # the second run, too, fetches every image in every epoch
+        },
     }
     assert raycnn.train(config)["status"] == "finished"
