@@ -28,10 +28,10 @@ class Ranks:
     """The ranks' control channel: a gloo group on CPUs, so that agreeing never waits for a GPU."""
 
     def __init__(self) -> None:
-        self.distributed = dist.is_initialized() and dist.get_world_size() > 1
-        self.rank = dist.get_rank() if self.distributed else 0
-        self.world = dist.get_world_size() if self.distributed else 1
-        self._group: Any = dist.new_group(backend="gloo") if self.distributed else None
+        met = dist.is_initialized()
+        self.rank = dist.get_rank() if met else 0
+        self.world = dist.get_world_size() if met else 1
+        self._group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
     def agree(self, count: int, *, leaving: bool, failed: bool, bad_rows: int) -> Agreement:  # all ranks
         """Valid rows of the global batch, and whether any rank wants to leave, failed, or met unreadable rows."""
@@ -41,13 +41,13 @@ class Ranks:
     def sum(self, values: list[float]) -> list[float]:  # all ranks
         """Element-wise sums over all ranks, in float64."""
         tensor = torch.tensor(values, dtype=torch.float64)
-        if self.distributed:
+        if self.world > 1:
             dist.all_reduce(tensor, group=self._group)
         return [float(value) for value in tensor]
 
     def gather(self, value: T) -> list[T]:  # all ranks
         """Every rank's value, in the order of ranks."""
-        if not self.distributed:
+        if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
@@ -63,13 +63,13 @@ class Ranks:
 
     def add(self, mine: Tensor) -> None:  # all ranks
         """Put the sum over all ranks in the tensor's place; from device to device, not over gloo."""
-        if self.distributed:
+        if self.world > 1:
             dist.all_reduce(mine)
 
     def from_first(self, value: T | RaycnnError | None) -> T:  # all ranks
         """Rank 0's value, or its RaycnnError, raised on every rank."""
         box: list[Any] = [value]
-        if self.distributed:
+        if self.world > 1:
             dist.broadcast_object_list(box, src=0, group=self._group)
         if isinstance(box[0], RaycnnError):
             raise box[0]

@@ -33,7 +33,7 @@ class Validated(NamedTuple):
 def validate(learners: Sequence[Learner], feed: Feed, ranks: Ranks) -> list[Validated]:  # all ranks
     """Of each learner, over all readable validation rows, on every rank; one pass feeds all."""
     for learner in learners:
-        if ranks.distributed and learner.config.model.batchnorm == "local":
+        if ranks.world > 1 and learner.config.model.batchnorm == "local":
             for buffer in learner.buffers():  # all ranks: the statistics that a checkpoint keeps are rank 0's
                 dist.broadcast(buffer, src=0)
     mine: Scores | RaycnnError

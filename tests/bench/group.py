@@ -23,7 +23,7 @@ class Alone(Ranks):
     """The only rank there is, whomever else its process meets."""
 
     def __init__(self) -> None:
-        self.distributed, self.rank, self.world, self._group = False, 0, 1, None
+        self.rank, self.world, self._group = 0, 1, None
 
 
 def on_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, world: int = WORLD) -> Any:

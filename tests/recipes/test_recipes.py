@@ -13,14 +13,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 import raycnn
 from raycnn.cluster import connect
 from raycnn.config import Config, load_config
 from raycnn.demo.__main__ import RECIPES
-from raycnn.demo.inputs import INPUTS, write
 from raycnn.storage import open_store
+from tests.support.recipes import config_of_recipe
 from tests.support.runs import metrics
 
 EXPECTED = re.compile(r"Expected: test accuracy (\d\.\d+), within (\d\.\d+)")
@@ -42,11 +41,7 @@ class Kitchen:
 
     def config(self, name: str) -> Config:
         """A recipe's, in the folder in place of demo-output."""
-        text = (RECIPES / f"{name}.yaml").read_text()
-        for needed in INPUTS:
-            if f"demo-output/{needed}" in text and not (self.folder / needed).exists():
-                write(needed, self.folder)
-        return load_config(yaml.safe_load(text.replace("demo-output", str(self.folder))))
+        return config_of_recipe(RECIPES / f"{name}.yaml", self.folder)
 
     def cook(self, name: str) -> Any:
         """The evaluation of a recipe on its test split."""

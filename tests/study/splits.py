@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -27,8 +26,8 @@ from sklearn.svm import LinearSVC
 import raycnn
 from raycnn.cluster import connect
 from raycnn.config import Config, load_config
-from raycnn.demo.inputs import write
 from raycnn.progress import Progress, quiet_logs
+from tests.support.recipes import config_of_recipe
 
 TEST_SHARE: Final = 0.25
 STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -42,21 +41,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("demo-output"))
     options = parser.parse_args()
     folder = options.folder.absolute()
-    for needed in ("cells", "lite0"):
-        if not (folder / needed).exists():
-            write(needed, folder)
     quiet_logs()
     found = []
     with connect():
         for seed in range(options.splits):
-            config = recipe(options.recipe, seed, folder)
+            changes = {"data.split_seed": seed, "data.test_fraction": TEST_SHARE}
+            changes["run.name"] = f"{options.recipe.stem}-split-{seed}"
+            config = config_of_recipe(options.recipe, folder, changes)
             found.append(_once(folder, config, trained) | _once(folder, config, baselines))
     print(table(found))
-
-
-def recipe(path: Path, seed: int, folder: Path) -> Config:
-    settings = {"run.name": f"{path.stem}-split-{seed}", "data.split_seed": seed, "data.test_fraction": TEST_SHARE}
-    return load_config(yaml.safe_load(path.read_text().replace("demo-output", str(folder))), settings)
 
 
 def _once(folder: Path, config: Config, measure: Callable[[Config], dict[str, float]]) -> dict[str, float]:
@@ -99,16 +92,14 @@ def baselines(config: Config) -> dict[str, float]:
 
 def table(found: list[dict[str, float]]) -> str:
     """Each split, the mean and, but for the minutes, its 95 % interval."""
-    names = sorted(found[0], key=lambda name: name == "minutes")
-    lines = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    metrics = [name for name in found[0] if name != "minutes"]
+    rows = [["split", *metrics, "minutes"], ["---"] * (len(metrics) + 2)]
     for seed, row in enumerate(found):
-        lines.append(
-            f"| {seed} | " + " | ".join(f"{row[name]:.3f}" for name in names[:-1]) + f" | {row['minutes']:.1f} |"
-        )
-    means = [interval([row[name] for row in found]) for name in names]
-    cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in means[:-1]] + [f"{means[-1][0]:.1f}"]
-    lines.append("| mean | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([str(seed), *(f"{row[name]:.3f}" for name in metrics), f"{row['minutes']:.1f}"])
+    means = [interval([row[name] for row in found]) for name in metrics]
+    minutes = np.mean([row["minutes"] for row in found])
+    rows.append(["mean", *(f"{mean:.3f} ± {half:.3f}" for mean, half in means), f"{minutes:.1f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def interval(values: list[float]) -> tuple[float, float]:

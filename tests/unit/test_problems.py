@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from raycnn.errors import ConfigError, DataError, RaycnnError
 from raycnn.searching.answer import goal
 from raycnn.searching.settings import settings_of
 from raycnn.storage import open_store
-from raycnn.training.asked import chosen_by, of_labels, pinned_metric, problem_of, settled, usual_metric
+from raycnn.training.asked import chosen_by, of_labels, pinned_metric, problem_of, settled, settled_by, usual_metric
 from raycnn.training.problems import (
     ONE_LABEL,
     Binary,
@@ -147,6 +148,15 @@ def test_classes_of_unequal_size_are_counted_alike(tmp_path: Path, task: str) ->
     chosen = settled(config(), problem, "macro_f1")
     assert "macro_f1, since" in chosen_by(chosen, config())[0]
     assert chosen_by(settled(config(train__metric="loss"), problem, "macro_f1"), config(train__metric="loss")) == []
+
+
+@pytest.mark.parametrize("decided", [{"train.patience": 2}, {"optim.schedule": "plateau"}])
+def test_folds_have_validation_rows_where_the_index_has_none(tmp_path: Path, decided: dict[str, Any]) -> None:
+    index = indexed(tmp_path, ["a", "b"] * 6)[1]
+    index = replace(index, manifest=index.rows("train"))
+    with pytest.raises(ConfigError, match="no validation rows to decide by"):
+        settled_by(load_config(config(), decided), index)
+    settled_by(load_config(config(), decided | {"train.folds": 3}), index)
 
 
 def test_a_run_keeps_the_metric_that_it_went_by(tmp_path: Path) -> None:
