@@ -19,7 +19,6 @@ CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
 _SPARE_CALLS: Final = 16  # for trials that leave, and for the driver, while all others wait
 _TOGETHER: Final = 8
-_IN_TURN: Final = 2
 _TASK_SHARE: Final = 0.8  # trials take a little of each CPU too, and a task that just does not fit waits for ever
 
 
@@ -73,13 +72,14 @@ def size_crew(config: Config, num_trials: int, resources: dict[str, float]) -> C
 
 
 def take_turns(crew: Crew, config: Config) -> Crew:
-    """The crew for trials that find everything in the cache: more of them at once would share nothing more.
+    """The crew for trials that find everything in the cache: one for each pack, more would share nothing more.
 
-    Each is an actor that costs seconds to start, and those that come later know more of the others' results.
+    Each is an actor that costs seconds to start, and waits for the one before it where another pack is free sooner;
+    those that come later know more of the others' results.
     """
     if config.search.concurrent:
         return crew
-    return replace(crew, concurrent=min(crew.concurrent, _IN_TURN * crew.packs))
+    return replace(crew, concurrent=min(crew.concurrent, crew.packs))
 
 
 def fit_memory(crew: Crew, costs: Costs, memory_bytes: float) -> Crew:

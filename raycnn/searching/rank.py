@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,7 +14,6 @@ from raycnn.config import Config, identity, load_config
 from raycnn.data.folds import read_rows
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
-from raycnn.memory import release_freed_memory
 from raycnn.results.inference import Block, Scorer
 from raycnn.searching.records import FOLDER
 from raycnn.searching.shared import share_key
@@ -134,7 +134,7 @@ class PackRank:
     def drop(self, trial: str) -> None:  # all ranks
         """Forget a trial; what it committed stays."""
         self._members.pop(trial, None)
-        release_freed_memory()
+        gc.collect()  # its network is a cycle
 
     def score(self, store: Store, commit: Commit, config: Config, block: Block) -> Block:
         """See inference.Scorer; the last commit's network is kept."""

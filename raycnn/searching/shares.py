@@ -13,6 +13,7 @@ from raycnn.config import Config, Depth, identity, load_config
 from raycnn.data.folds import as_fold, fold_of
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError
+from raycnn.memory import keep_what_lives
 from raycnn.searching.costs import Costs
 from raycnn.searching.measure import measure
 from raycnn.searching.shared import share_key, start_folder
@@ -96,7 +97,11 @@ class Shares:
     def of(self, config: Config) -> Shared:
         """What a trial with this config shares; the last one asked for is the last to be forgotten."""
         key = share_key(config)
-        self._shared[key] = self._shared.pop(key) if key in self._shared else self._make(config)
+        if key in self._shared:
+            self._shared[key] = self._shared.pop(key)
+        else:
+            self._shared[key] = self._make(config)
+            keep_what_lives()
         return self._shared[key]
 
     def measure(self, values: list[dict[str, Any]]) -> Costs:  # all ranks
