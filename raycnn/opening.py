@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from raycnn.config import Config, dated, identity, load_config
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Model = nn.Module | Callable[[int], nn.Module]
     Loss = Callable[[Tensor, Tensor], Tensor]
 
+T = TypeVar("T")
 Source = Config | dict[str, Any] | str | Path
 Show = Callable[[dict[str, Any], list[str]], None]
 
@@ -39,7 +41,6 @@ def settings_with(config: Source, model: Model | None = None, loss: Loss | None 
 @contextmanager
 def at_hand(config: Config, address: str, show: Show, verbose: bool) -> Iterator[tuple[Config, Any, Any]]:
     """(the config, the run's folder, the run's rows or else those of its source as it is now), with a Ray."""
-    from raycnn.cluster import connect
     from raycnn.storage import open_store
     from raycnn.training.run import folder_of, read_run
 
@@ -47,8 +48,8 @@ def at_hand(config: Config, address: str, show: Show, verbose: bool) -> Iterator
     storage = open_store(settings.run.storage)
     store = folder_of(settings, storage)
     facts = read_run(store)
-    with connect(address, verbose=verbose):
-        yield settings, store, _rows(settings, storage, facts, show)
+    with while_ray_starts(lambda ray: _rows(settings, storage, facts, show, ray), address, verbose) as index:
+        yield settings, store, index
 
 
 def _import_torch_meanwhile() -> None:
@@ -92,31 +93,47 @@ def open_run(config: Config, kind: str) -> Opened:
 @contextmanager
 def held(opened: Opened, address: str, show: Show, *, verbose: bool) -> Iterator[tuple[Any, Any]]:
     """(the run's lease, its index), with a Ray."""
-    from raycnn.cluster import connect
     from raycnn.training.run import hold
 
+    config, storage, _, facts = opened
     with hold(opened.store) as lease:
         _import_torch_meanwhile()
-        with connect(address, verbose=verbose):
-            yield lease, _rows(opened.config, opened.storage, opened.facts, show)
+        with while_ray_starts(lambda ray: _rows(config, storage, facts, show, ray), address, verbose) as index:
+            yield lease, index
 
 
-def _rows(config: Config, storage: Any, facts: Any, show: Show) -> Any:
+@contextmanager
+def while_ray_starts(work: Callable[[Callable[[], None]], T], address: str, verbose: bool) -> Iterator[T]:
+    """With a Ray, what `work` returned; it is given what returns once Ray is there."""
+    from raycnn.cluster import connect
+
+    started: Future[None] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, started.result)
+        try:
+            with connect(address, verbose=verbose):
+                started.set_result(None)
+                yield done.result()
+        finally:
+            started.cancel()  # it did not start, nobody is to wait for it
+
+
+def _rows(config: Config, storage: Any, facts: Any, show: Show, ray: Callable[[], None]) -> Any:
     """The run's index, pinned or new, with the rows of its fold."""
     from raycnn.data.folds import as_fold, fold_of
     from raycnn.data.manifest import read_index
 
-    index = read_index(storage, facts.index) if facts else build(config, show)
+    index = read_index(storage, facts.index) if facts else build(config, show, ray)
     return as_fold(index, fold_of(identity(config)))
 
 
-def build(config: Config, show: Show) -> Any:
-    """The index of the source as it is now."""
+def build(config: Config, show: Show, ray: Callable[[], None]) -> Any:
+    """The index of the source as it is now; `ray` returns once Ray is there."""
     from raycnn.data.index import build_index
     from raycnn.memory import release_freed_memory
     from raycnn.storage import open_store
 
     storage = open_store(config.run.storage)
-    index = build_index(config, storage, lambda done, total: show({"indexed": done, "objects": total}, []))
+    index = build_index(config, storage, lambda done, total: show({"indexed": done, "objects": total}, []), ray)
     release_freed_memory()  # what it took is a multiple of what it leaves
     return index

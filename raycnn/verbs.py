@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raycnn.config import Config, Given, dated, load_config
-from raycnn.opening import Show, Source, at_hand, build, held, open_run, settings_with
+from raycnn.opening import Show, Source, at_hand, build, held, open_run, settings_with, while_ray_starts
 
 if TYPE_CHECKING:
     from raycnn.opening import Loss, Model
@@ -41,12 +41,10 @@ def index(
     Raises:
         ConfigError, DataError, StorageError
     """
-    from raycnn.cluster import connect
     from raycnn.data.manifest import summary
 
     settings = dated(load_config(config))
-    with connect(address, verbose=verbose):
-        index = build(settings, show)
+    with while_ray_starts(lambda ray: build(settings, show, ray), address, verbose) as index:
         found = summary(index)
         if shard:
             from raycnn.data.shards import write_shards
@@ -228,12 +226,11 @@ def plan(
     show: Show = _silent, verbose: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """What `train` would do and need, without training; see raycnn.training.dryrun."""
-    from raycnn.cluster import connect
     from raycnn.training.dryrun import dry_run
 
     settings = dated(settings_with(config, model, loss))
-    with connect(address, verbose=verbose):
-        return dry_run(settings, build(settings, show))
+    with while_ray_starts(lambda ray: build(settings, show, ray), address, verbose) as index:
+        return dry_run(settings, index)
 
 
 def runs(storage: str) -> list[dict[str, Any]]:

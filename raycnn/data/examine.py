@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from raycnn.data.dataset import quiet
@@ -34,7 +35,7 @@ VERDICTS: Final = pa.schema(
 
 _FAILED: Final = -1
 _COLUMNS: Final = ("row", "key", "offset", "length", "size", "etag")
-_WITHOUT_RAY: Final = 64  # so few objects are read sooner than Ray Data starts
+_WITHOUT_RAY_BYTES: Final = 128 << 20  # so much is read and decoded sooner than Ray and Ray Data start
 _ROWS_PER_BLOCK: Final = 256
 _MAX_BLOCKS: Final = 4096
 _DECODES_AT_ONCE: Final = 2  # per task; more would only add to its memory
@@ -54,19 +55,22 @@ class Examiner:
     limits: Limits
     threads: int
 
-    def examine(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def examine(self, rows: pa.Table, ray: Callable[[], None] = lambda: None) -> Iterator[pa.Table]:
         """VERDICTS of the rows (row, key, offset, length, size, etag), block by block, in any order.
 
-        Few rows are read here, many by Ray Data, which has to be initialised.
+        Little is read here, much by Ray Data once `ray` has returned.
 
         Raises:
             StorageError: the store itself failed; a single missing or broken object is a verdict, not an error.
         """
         rows = rows.select(_COLUMNS)
-        if len(rows) >= _WITHOUT_RAY:
-            yield from self._through_ray(rows)
-        elif len(rows):
-            yield self.verdicts(rows)
+        size = max(_ROWS_PER_BLOCK, -(-len(rows) // _MAX_BLOCKS))
+        blocks = [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
+        if (pc.sum(rows["length"]).as_py() or 0) <= _WITHOUT_RAY_BYTES:
+            yield from map(self.verdicts, blocks)
+        else:
+            ray()
+            yield from self._through_ray(blocks)
 
     def verdicts(self, rows: pa.Table) -> pa.Table:
         """VERDICTS of one block of rows, in their order; errors as `examine`."""
@@ -83,11 +87,9 @@ class Examiner:
             told = {"what": error.what, "where": error.where, "fix": error.fix}
             return pa.Table.from_pylist([{"row": _FAILED, "reason": json.dumps(told)}], VERDICTS)
 
-    def _through_ray(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def _through_ray(self, blocks: list[pa.Table]) -> Iterator[pa.Table]:
         import ray
 
-        size = max(_ROWS_PER_BLOCK, -(-len(rows) // _MAX_BLOCKS))
-        blocks = [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
         dataset = ray.data.from_arrow(blocks).map_batches(self.outcome, batch_size=None, batch_format="pyarrow")
         quiet(dataset.context)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

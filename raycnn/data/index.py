@@ -39,7 +39,9 @@ _NAMES_BYTES: Final = ("key", "etag", "size", "offset", "length")  # equal for t
 _log = logging.getLogger(__name__)
 
 
-def build_index(config: Config, store: Store, progress: Callable[[int, int], None]) -> Index:
+def build_index(
+    config: Config, store: Store, progress: Callable[[int, int], None], ray: Callable[[], None] = lambda: None
+) -> Index:
     """Index the source and store the result under index/HASH/. Needs an initialised Ray when much is new.
 
     Every object of the source ends as a row or in the quarantine with a reason. Objects that an earlier index with
@@ -49,6 +51,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
         config: of the run; its section `data` is what is looked at.
         store: the root of run.storage.
         progress: called with (objects done, objects in all).
+        ray: called before Ray is used; returns once it is initialised.
 
     Raises:
         DataError: too many bad images, or nothing to train or validate on.
@@ -61,7 +64,7 @@ def build_index(config: Config, store: Store, progress: Callable[[int, int], Non
     verdicts, unread = _known(store, source.root, limits, rows)
     done = len(rows) - len(unread)
     progress(done, len(rows))
-    for block in Examiner(source.root, limits, threads_for(source.root, data.fetch_threads)).examine(unread):
+    for block in Examiner(source.root, limits, threads_for(source.root, data.fetch_threads)).examine(unread, ray):
         verdicts.append(block)
         done += len(block)
         progress(done, len(rows))

@@ -68,13 +68,19 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_every_object_ends_as_a_row_or_in_the_quarantine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("through_ray", [False, True])
+def test_every_object_ends_as_a_row_or_in_the_quarantine(
+    tmp_path: Path, through_ray: bool, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if through_ray:
+        monkeypatch.setattr(examine, "_WITHOUT_RAY_BYTES", 0)
     odd = {f"cat/{name}": make(900) for name, (make, _, _) in GOOD.items()}
     broken = {f"dog/{name}": make(900) for name, (make, _) in BROKEN.items()}
     files = good(150) | odd | broken | {"README": b"", "cat/.DS_Store": b"x"}
     write(tmp_path / "images", files)
     index, calls = build(config(tmp_path, bad_image_budget=0.1))
 
+    assert bool(reads) is not through_ray
     reasons = dict(zip(*index.quarantine.select(["key", "reason"]).to_pydict().values(), strict=True))
     expected = {f"dog/{name}": reason for name, (_, reason) in BROKEN.items()}
     assert reasons == expected | {"README": "not in a class folder", "cat/.DS_Store": "hidden file"}
@@ -96,7 +102,6 @@ def test_every_object_ends_as_a_row_or_in_the_quarantine(tmp_path: Path) -> None
     assert read_index(open_store(str(tmp_path / "out")), index.hash) == index
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_second_run_reads_only_what_is_new(tmp_path: Path, reads: list[str]) -> None:
     bad = {"dog/bad.jpg": b"no image", "dog/empty.jpg": b""}
     write(tmp_path / "images", good(50) | bad)
@@ -104,6 +109,7 @@ def test_a_second_run_reads_only_what_is_new(tmp_path: Path, reads: list[str]) -
     first, _ = build(settings)
     stored = tmp_path / "out" / "index" / first.hash / "index.json"
     before = stored.stat()
+    reads.clear()
     again, calls = build(settings)
     assert again == first
     assert calls[0] == (101, 102)
@@ -225,7 +231,8 @@ def test_indexing_a_bucket_in_a_ray_of_its_own(bucket: str, tmp_path: Path) -> N
         store.put(key, data)
     settings = config(tmp_path, source=store.uri, bad_image_budget=0.05).model_dump(mode="json")
     settings["run"]["storage"] = f"s3://{bucket}/runs"
-    code = f"import raycnn, json; print(json.dumps(raycnn.index({settings!r})))"
+    code = "import json, raycnn; from raycnn.data import examine; examine._WITHOUT_RAY_BYTES = 0\n"
+    code += f"print(json.dumps(raycnn.index({settings!r})))"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)  # nothing else on stdout
