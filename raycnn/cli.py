@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from raycnn import verbs
 from raycnn.config import fields, load_config
 from raycnn.errors import ConfigError, Preempted, RaycnnError, StorageError, disk_full, printable
+from raycnn.memory import collect_rarely
 from raycnn.progress import Progress, quiet_logs
 from raycnn.secrecy import masked
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in arguments
     progress = Progress()
     quiet_logs()
+    collect_rarely()
     code = 0
     try:
         result = run(arguments, progress)

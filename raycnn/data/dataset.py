@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raycnn.data.here import BlocksHere, read_block
 from raycnn.data.plan import Plan
-from raycnn.data.reader import PADDING, ImageReader, Images
-from raycnn.errors import RaycnnError, decode_error, encode_error
+from raycnn.data.reader import PADDING, ImageReader
+from raycnn.errors import decode_error
 
 Int64s = npt.NDArray[np.int64]
 IMAGES_PER_BLOCK = 256
@@ -153,22 +154,7 @@ def blocks(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
     table_ref = ray.put(table)
 
     def decode_block(ids: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
-        rows, epochs = order.block(int(ids["id"][0]))
-        error = ""  # travels as data: Ray keeps only the text of what a task raises
-        try:
-            read = reader.read(ray.get(table_ref), rows, epochs)
-        except RaycnnError as failure:
-            error = encode_error(failure)
-            read = Images(np.zeros((len(rows), *reader.shape), np.uint8), [""] * len(rows), 0, 0)
-        return {
-            "image": read.images_NHWC,
-            "row": rows,
-            "reason": np.array(read.reasons, dtype=np.str_),
-            "error": np.array([error] * len(rows), dtype=np.str_),
-            "fetch_s": np.full(len(rows), read.fetch_s / len(rows)),
-            "decode_s": np.full(len(rows), read.decode_s / len(rows)),
-            "cached": np.full(len(rows), read.kept / len(rows)),
-        }
+        return read_block(reader, ray.get(table_ref), order, int(ids["id"][0]))
 
     # not range or from_arrow, whose tasks take a whole CPU each and wait for ever where less is free
     dataset = ray.data.from_blocks([pa.table({"id": [number]}) for number in range(first, last)])
@@ -205,7 +191,9 @@ def _pace() -> type:
     return Pace
 
 
-def stream(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float) -> Iterator[Batch]:
+def stream(
+    reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float, here: bool = False
+) -> Iterator[Batch]:
     """The batches of an order, decoded by Ray tasks ahead of their use.
 
     Args:
@@ -213,10 +201,14 @@ def stream(reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: flo
         table: the rows, with the columns reader.COLUMNS; row ids are its row numbers.
         order: which rows, in which batches.
         task_cpus: Ray CPUs of one decoding task.
+        here: decoded by threads of this process instead.
 
     Raises:
         StorageError: the object store failed.
     """
+    if here:
+        yield from _checked(BlocksHere(reader, table, order, 0, order.num_blocks), order, 0, order.num_blocks)
+        return
     for first in range(0, order.num_blocks, _BLOCKS_PER_STREAM):
         last = min(first + _BLOCKS_PER_STREAM, order.num_blocks)
         dataset = blocks(reader, table, order, task_cpus=task_cpus, first=first, last=last)
@@ -237,7 +229,7 @@ def _checked(dataset: Any, order: Order, first: int, last: int) -> Iterator[Batc
     for got in batches_of(dataset, batch_size=order.batch_rows, prefetch_batches=2):
         rows = got["row"]
         if not np.array_equal(rows, next(expected)):
-            raise RuntimeError("Ray Data delivered rows in another order than planned; please report this")
+            raise RuntimeError("rows came in another order than planned; please report this")
         failed = np.flatnonzero(got["reason"] != "")
         failures = tuple((int(rows[i]), str(got["reason"][i])) for i in failed)
         if failures:

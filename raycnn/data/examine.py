@@ -17,6 +17,7 @@ from PIL import Image
 from raycnn.data.dataset import quiet
 from raycnn.data.decode import BadImage, Limits, check_bytes, decode
 from raycnn.data.fetch import Tags, read_image
+from raycnn.data.here import FEW_BYTES
 from raycnn.data.rowgroups import open_rows
 from raycnn.errors import ObjectDamaged, ObjectNotFound, StorageError
 
@@ -35,7 +36,6 @@ VERDICTS: Final = pa.schema(
 
 _FAILED: Final = -1
 _COLUMNS: Final = ("row", "key", "offset", "length", "size", "etag")
-_WITHOUT_RAY_BYTES: Final = 128 << 20  # so much is read and decoded sooner than Ray and Ray Data start
 _ROWS_PER_BLOCK: Final = 256
 _MAX_BLOCKS: Final = 4096
 _DECODES_AT_ONCE: Final = 2  # per task; more would only add to its memory
@@ -66,7 +66,7 @@ class Examiner:
         rows = rows.select(_COLUMNS)
         size = max(_ROWS_PER_BLOCK, -(-len(rows) // _MAX_BLOCKS))
         blocks = [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
-        if (pc.sum(rows["length"]).as_py() or 0) <= _WITHOUT_RAY_BYTES:
+        if (pc.sum(rows["length"]).as_py() or 0) <= FEW_BYTES:
             yield from map(self.verdicts, blocks)
         else:
             ray()

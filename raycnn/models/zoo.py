@@ -16,6 +16,7 @@ from raycnn.config import Given, HeadConfig
 from raycnn.config.given import NOTHING, PYTHON
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import ConfigError
+from raycnn.memory import importing
 from raycnn.models import reference
 from raycnn.models.given import given_network
 from raycnn.models.heads import replace_head
@@ -162,14 +163,16 @@ def _unknown(name: str, zoo: str, known: Iterable[str]) -> ConfigError:
 
 
 def _torchvision() -> ModuleType:
-    models: ModuleType = importlib.import_module("torchvision.models")  # as long as all else that a worker imports
+    with importing():  # as long as all else that a worker imports
+        models: ModuleType = importlib.import_module("torchvision.models")
     return models
 
 
 def _timm() -> ModuleType:
     try:
-        import timm
-        import timm.models
+        with importing():
+            import timm
+            import timm.models
     except ImportError:
         fix = "pip install 'raycnn[timm]'"
         raise ConfigError("timm is not installed", where="model.name", fix=fix) from None

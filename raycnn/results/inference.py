@@ -17,6 +17,7 @@ from raycnn.config import Config, Given
 from raycnn.config.base import Tta
 from raycnn.config.given import NOTHING
 from raycnn.data.dataset import ScanOrder, batches_of, blocks
+from raycnn.data.here import BlocksHere, are_few
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
 from raycnn.results.tta import tta_outputs, tta_preprocessing
@@ -79,7 +80,7 @@ def infer(
     work = by_new_actors(Scorer, (store, commit, config, tta), workers)
     if scorers:
         work = _sent_to(scorers, store, commit, config)
-    for got in scan(reader, table, facts.chunk, workers, work, start):
+    for got in scan(reader, table, facts.chunk, workers, work, start, here=bool(scorers)):
         yield Scored(got["row"], got["logits"], got["reason"])
 
 
@@ -87,13 +88,20 @@ Work = Callable[[Any, int], Iterator[Block]]
 """What makes of a dataset of decoded blocks, and of their number, the blocks of its outputs in the same order."""
 
 
-def scan(reader: ImageReader, table: pa.Table, chunk: int, workers: int, work: Work, start: int = 0) -> Iterator[Block]:
-    """What `work` says of every row of `table` from `start` on, in order and without padding."""
+def scan(
+    reader: ImageReader, table: pa.Table, chunk: int, workers: int, work: Work, start: int = 0, *, here: bool = False
+) -> Iterator[Block]:
+    """What `work` says of every row of `table` from `start` on, in order and without padding.
+
+    Where `here`, the work only iterates over the dataset, so that few rows may be read by this process.
+    """
     if start == len(table):
         return
     order = ScanOrder.shared_out(len(table), chunk, workers)
     first = start // (order.chunks_per_block * order.chunk)
-    dataset = blocks(reader, table, order, task_cpus=division(workers).task, first=first, last=order.num_blocks)
+    dataset: Any = BlocksHere(reader, table, order, first, order.num_blocks)
+    if not (here and are_few(table, order)):
+        dataset = blocks(reader, table, order, task_cpus=division(workers).task, first=first, last=order.num_blocks)
     for got in work(dataset, order.num_blocks - first):
         real = (got["row"] != PADDING) & (got["row"] >= start)
         yield {name: column[real] for name, column in got.items()}

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from raycnn.errors import RaycnnError, encode_error
+from raycnn.memory import importing
 from raycnn.searching.seating import Seating
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Pack:
     """
 
     def __init__(self, job: PackJob, peers: list[Any]) -> None:
-        from raycnn.searching.rank import open_rank
+        with importing():
+            from raycnn.searching.rank import open_rank
 
         logging.captureWarnings(True)
         self._peers, world = peers, len(peers) + 1
@@ -205,7 +207,8 @@ class Peer:
 
     def begin(self, rendezvous: str, rank: int, world: int) -> None:
         """Meet the others."""
-        from raycnn.searching.rank import open_rank
+        with importing():
+            from raycnn.searching.rank import open_rank
 
         self._rank = open_rank(self._job, rendezvous, rank, world)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raycnn.config import CacheConfig, Depth
 from raycnn.data.dataset import Batch, Order, ScanOrder, TrainOrder, batches_per_block, stream
+from raycnn.data.here import are_few
 from raycnn.data.reader import ImageReader
 from raycnn.storage import Store
 from raycnn.storage.cache import Cache
@@ -166,7 +167,8 @@ class ReusingFeed(Feed):
         parts = list(parts_of(order))
         if kept.there(parts):
             return
-        batches = self._transfer.ahead(stream(reader, table, order, task_cpus=self.task.task_cpus))
+        here = are_few(table, order)
+        batches = self._transfer.ahead(stream(reader, table, order, task_cpus=self.task.task_cpus, here=here))
         for part, batch, step in zip(parts, batches, steps, strict=False):
             if leaving():
                 return

@@ -73,7 +73,7 @@ def test_every_object_ends_as_a_row_or_in_the_quarantine(
     tmp_path: Path, through_ray: bool, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if through_ray:
-        monkeypatch.setattr(examine, "_WITHOUT_RAY_BYTES", 0)
+        monkeypatch.setattr(examine, "FEW_BYTES", 0)
     odd = {f"cat/{name}": make(900) for name, (make, _, _) in GOOD.items()}
     broken = {f"dog/{name}": make(900) for name, (make, _) in BROKEN.items()}
     files = good(150) | odd | broken | {"README": b"", "cat/.DS_Store": b"x"}
@@ -231,7 +231,7 @@ def test_indexing_a_bucket_in_a_ray_of_its_own(bucket: str, tmp_path: Path) -> N
         store.put(key, data)
     settings = config(tmp_path, source=store.uri, bad_image_budget=0.05).model_dump(mode="json")
     settings["run"]["storage"] = f"s3://{bucket}/runs"
-    code = "import json, raycnn; from raycnn.data import examine; examine._WITHOUT_RAY_BYTES = 0\n"
+    code = "import json, raycnn; from raycnn.data import examine; examine.FEW_BYTES = 0\n"
     code += f"print(json.dumps(raycnn.index({settings!r})))"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

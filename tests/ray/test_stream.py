@@ -14,12 +14,13 @@ PREP = Preprocessing(8, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 TABLE = pa.table({"key": [f"k{n}" for n in range(40)]})
 
 
-def test_an_error_of_the_store_in_a_task_comes_out_as_itself(local_ray):
+@pytest.mark.parametrize("here", [False, True])
+def test_an_error_of_the_store_comes_out_as_itself(here, local_ray):
     class Failing(ImageReader):
         def read(self, table, rows, epochs):
             raise StorageError("the store is down", where="s3://b")
 
-    batches = stream(Failing("/x", PREP, Limits(1, 1)), TABLE, ScanOrder(40, 4, 2), task_cpus=0.5)
+    batches = stream(Failing("/x", PREP, Limits(1, 1)), TABLE, ScanOrder(40, 4, 2), task_cpus=0.5, here=here)
     with pytest.raises(StorageError, match="the store is down"):
         next(batches)
 

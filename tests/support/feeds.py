@@ -61,7 +61,9 @@ class World:
         """Of the prefix, for feeds made from now on."""
         self.prefix = Prefix(find(NETWORK), Normalize(NETWORK.preprocessing), CHUNK, precision)
 
-    def stream(self, reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float) -> Iterator[Batch]:
+    def stream(
+        self, reader: ImageReader, table: pa.Table, order: Order, *, task_cpus: float, here: bool = False
+    ) -> Iterator[Batch]:
         """In place of raycnn.data.dataset.stream."""
         keys = table["key"].to_pylist()
         for number in range(order.num_blocks):
