@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -108,14 +108,21 @@ def while_ray_starts(work: Callable[[Callable[[], None]], T], address: str, verb
     from raycnn.cluster import connect
 
     started: Future[None] = Future()
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(work, started.result)
+    done: Future[T] = Future()
+
+    def run() -> None:
         try:
-            with connect(address, verbose=verbose):
-                started.set_result(None)
-                yield done.result()
-        finally:
-            started.cancel()  # it did not start, nobody is to wait for it
+            done.set_result(work(started.result))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # who is interrupted does not wait for it
+    try:
+        with connect(address, verbose=verbose):
+            started.set_result(None)
+            yield done.result()
+    finally:
+        started.cancel()  # if it did not start, it is not to be waited for
 
 
 def _rows(config: Config, storage: Any, facts: Any, show: Show, ray: Callable[[], None]) -> Any:

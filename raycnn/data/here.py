@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,14 +21,13 @@ if TYPE_CHECKING:
 Block = dict[str, npt.NDArray[Any]]
 FEW_BYTES: Final = 128 << 20
 """So many bytes of images are fetched and decoded by two threads in about the time that Ray Data takes to start."""
-_AHEAD: Final = 2
 
 
 def are_few(table: pa.Table, order: Order) -> bool:
     """Whether the images of an order over the rows of the table have no more than FEW_BYTES."""
     if not order.num_blocks:
         return True
-    rows = order.num_blocks * len(order.block(0)[0])
+    rows = order.num_blocks * len(order.block(0)[0])  # the last block may have fewer
     return rows * float(pc.mean(table["length"]).as_py() or 0) <= FEW_BYTES
 
 
@@ -65,14 +62,13 @@ class BlocksHere:
     last: int
 
     def iter_batches(self, *, batch_size: int | None, **_: Any) -> Iterator[Block]:
-        """Blocks in their order, or batches of them, some blocks read ahead."""
+        """Blocks in their order, or batches of them, one block read ahead."""
         with ThreadPoolExecutor(1) as pool:
-            numbers = iter(range(self.first, self.last))
+            numbers = range(self.first, self.last)
             reads = (pool.submit(read_block, self.reader, self.table, self.order, number) for number in numbers)
-            ahead = deque(islice(reads, _AHEAD))
-            while ahead:
-                block = ahead.popleft().result()
-                ahead.extend(islice(reads, 1))
+            read = next(reads, None)
+            while read is not None:
+                block, read = read.result(), next(reads, None)
                 size = batch_size or len(block["row"])
                 for start in range(0, len(block["row"]), size):
                     yield {name: column[start : start + size] for name, column in block.items()}

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from queue import SimpleQueue
 from threading import Event
 
 import pytest
@@ -45,19 +46,19 @@ def test_work_goes_on_while_ray_starts_and_waits_for_it_where_it_needs_it(slow_r
 
 
 def test_who_waits_for_a_ray_that_does_not_start_ends_with_it(slow_ray: Event) -> None:
-    ended: list[type] = []
+    ended: SimpleQueue[type] = SimpleQueue()
 
     def work(ray: Callable[[], None]) -> None:
         slow_ray.set()
         try:
             ray()
         except CancelledError as error:
-            ended.append(type(error))
+            ended.put(type(error))
             raise
 
     with pytest.raises(ConfigError, match="no Ray cluster"), while_ray_starts(work, "nowhere", verbose=False):
         pass
-    assert ended == [CancelledError]
+    assert ended.get(timeout=10) is CancelledError
 
 
 def test_what_fails_meanwhile_is_raised(slow_ray: Event) -> None:
