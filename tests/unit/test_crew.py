@@ -11,7 +11,7 @@ from raycnn.cluster import CpuDivision
 from raycnn.config import Config, load_config
 from raycnn.errors import ConfigError
 from raycnn.searching.costs import Costs, CutCost
-from raycnn.searching.crew import CALLS_AT_ONCE, Crew, fit_memory, size_crew
+from raycnn.searching.crew import CALLS_AT_ONCE, Crew, fit_memory, size_crew, take_turns
 
 
 def config(**changes: Any) -> Config:
@@ -76,6 +76,11 @@ def test_packs_that_do_not_fit_are_refused_with_the_numbers(
 CREW = Crew(packs=2, ranks=1, concurrent=16, cpus=CpuDivision(2.0, 0.5, 0.5, False))
 SMALL, LARGE = (CutCost(1.0, 1.0, 1, 1.0, 1.0, trial_bytes) for trial_bytes in (10**8, 3 * 10**8))
 COSTS = Costs(1.0, 1, {0: SMALL, 2: LARGE}, {"0": 0, "2": 2}, rss_bytes=10**9)
+
+
+@pytest.mark.parametrize(("changes", "concurrent"), [({}, 2), ({"search__concurrent": 16}, 16)])
+def test_trials_that_share_nothing_more_take_turns_in_each_pack(changes: dict[str, Any], concurrent: int) -> None:
+    assert take_turns(CREW, config(**changes)) == Crew(2, 1, concurrent, CREW.cpus)
 
 
 # a pack has half of the memory, 1 GB of it is taken, and the largest trial needs 0.3 GB
