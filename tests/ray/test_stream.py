@@ -2,13 +2,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import torch
 
+from raycnn.data import here as reading_here
 from raycnn.data.dataset import ScanOrder, blocks, stream
 from raycnn.data.decode import Limits
 from raycnn.data.reader import ImageReader, Images
 from raycnn.data.transforms import Preprocessing
 from raycnn.errors import StorageError
+from raycnn.storage.cache import Cache
 from raycnn.training.transfer import one_ahead
+from tests.support.feeds import World
 
 PREP = Preprocessing(8, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 TABLE = pa.table({"key": [f"k{n}" for n in range(40)]})
@@ -43,3 +47,15 @@ def test_training_and_validation_of_all_ranks_fill_half_of_the_object_store_at_m
     dataset = blocks(ImageReader("/x", PREP, Limits(1, 1)), TABLE, order, task_cpus=0.5, first=0, last=1)
     limit = dataset.context.execution_options.resource_limits.object_store_memory
     assert 2 * world * limit == pytest.approx(ray.cluster_resources()["object_store_memory"] / 2)
+
+
+def test_a_pack_keeps_the_same_of_images_that_are_read_here_and_through_ray(local_ray, tmp_path, monkeypatch):
+    taps = []
+    for bytes_here in (reading_here.FEW_BYTES, 0):
+        monkeypatch.setattr(reading_here, "FEW_BYTES", bytes_here)
+        world = World(tmp_path, Cache(tmp_path / f"cache-{bytes_here}", 10**8), total=5)
+        feed = world.reusing(world.task(), {0: "activations"})
+        feed.prepare(0, 5)
+        taps.append([feed.batch(step).taps[0] for step in range(5)])
+        feed.close()
+    assert all(torch.equal(one, other) for one, other in zip(*taps, strict=True))
