@@ -17,7 +17,7 @@ from raycnn.config import Config, Given
 from raycnn.config.base import Tta
 from raycnn.config.given import NOTHING
 from raycnn.data.dataset import ScanOrder, batches_of, blocks
-from raycnn.data.here import BlocksHere, are_few
+from raycnn.data.here import Block, BlocksHere, are_few
 from raycnn.data.reader import PADDING, ImageReader
 from raycnn.results.classifier import Classifier
 from raycnn.results.tta import tta_outputs, tta_preprocessing
@@ -29,7 +29,6 @@ from raycnn.training.device import prepare
 from raycnn.training.run import read_state
 from raycnn.training.state import TrainState
 
-Block = dict[str, npt.NDArray[Any]]
 _PENDING: Final = 2  # blocks sent to an actor at a time: one to score, one to wait
 
 

@@ -12,9 +12,10 @@ import torch
 
 from raycnn.config import Config, identity, load_config
 from raycnn.data.folds import read_rows
+from raycnn.data.here import Block
 from raycnn.data.manifest import Index
 from raycnn.errors import CheckpointError, RaycnnError, encode_error
-from raycnn.results.inference import Block, Scorer
+from raycnn.results.inference import Scorer
 from raycnn.searching.records import FOLDER
 from raycnn.searching.shared import share_key
 from raycnn.searching.shares import PackJob, Shares
