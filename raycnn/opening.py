@@ -52,14 +52,6 @@ def at_hand(config: Config, address: str, show: Show, verbose: bool) -> Iterator
         yield settings, store, index
 
 
-def _import_torch_meanwhile() -> None:
-    """Start to import torch, which takes seconds, while Ray starts and the index is built.
-
-    Not earlier: whoever is refused need not wait for it.
-    """
-    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-
-
 class Opened(NamedTuple):
     """A run's config as its index settles it, the root of run.storage, the run's folder, its facts if it has any."""
 
@@ -96,15 +88,25 @@ def held(opened: Opened, address: str, show: Show, *, verbose: bool) -> Iterator
     from raycnn.training.run import hold
 
     config, storage, _, facts = opened
-    with hold(opened.store) as lease:
-        _import_torch_meanwhile()
-        with while_ray_starts(lambda ray: _rows(config, storage, facts, show, ray), address, verbose) as index:
-            yield lease, index
+
+    def rows(ray: Callable[[], None]) -> Any:
+        return _rows(config, storage, facts, show, ray)
+
+    with hold(opened.store) as lease, while_ray_starts(rows, address, verbose) as index:
+        yield lease, index
 
 
 @contextmanager
-def while_ray_starts(work: Callable[[Callable[[], None]], T], address: str, verbose: bool) -> Iterator[T]:
-    """With a Ray, what `work` returned; it is given what returns once Ray is there."""
+def while_ray_starts(
+    work: Callable[[Callable[[], None]], T], address: str, verbose: bool, *, torch: bool = True
+) -> Iterator[T]:
+    """With a Ray, what `work` returned; it is given what returns once Ray is there.
+
+    Args:
+        torch: whether it will be needed; importing it takes seconds.
+    """
+    import ray  # noqa: F401  before the threads, which would take turns with it: Ray's processes start the sooner
+
     from raycnn.cluster import connect
 
     started: Future[None] = Future()
@@ -117,6 +119,8 @@ def while_ray_starts(work: Callable[[Callable[[], None]], T], address: str, verb
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()  # who is interrupted does not wait for it
+    if torch:
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     try:
         with connect(address, verbose=verbose):
             started.set_result(None)

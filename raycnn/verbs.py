@@ -44,7 +44,7 @@ def index(
     from raycnn.data.manifest import summary
 
     settings = dated(load_config(config))
-    with while_ray_starts(lambda ray: build(settings, show, ray), address, verbose) as index:
+    with while_ray_starts(lambda ray: build(settings, show, ray), address, verbose, torch=False) as index:
         found = summary(index)
         if shard:
             from raycnn.data.shards import write_shards

@@ -13,7 +13,6 @@ from raycnn.config import Config
 from raycnn.errors import ConfigError
 from raycnn.searching.costs import Costs
 from raycnn.searching.pack import Pack, Peer
-from raycnn.searching.shares import PackJob
 
 CALLS_AT_ONCE: Final = 128
 """Trials that may wait in a pack."""
@@ -100,8 +99,8 @@ def fit_memory(crew: Crew, costs: Costs, memory_bytes: float) -> Crew:
 
 
 @contextmanager
-def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
-    """The packs' actors by name, starting inside: calls wait until they are there."""
+def crew_of(crew: Crew) -> Iterator[dict[str, Any]]:
+    """The packs' actors by name, starting inside: calls wait until they are there. None has begun."""
     import ray
 
     token = uuid.uuid4().hex[:8]
@@ -112,9 +111,9 @@ def crew_of(job: PackJob, crew: Crew) -> Iterator[dict[str, Any]]:
     try:
         for number in range(crew.packs):
             name = f"raycnn-{token}-pack-{number}"
-            own = [ray.remote(Peer).options(**options).remote(job) for _ in range(1, crew.ranks)]
+            own = [ray.remote(Peer).options(**options).remote() for _ in range(1, crew.ranks)]
             calls = CALLS_AT_ONCE + _SPARE_CALLS
-            packs[name] = ray.remote(Pack).options(**options, name=name, max_concurrency=calls).remote(job, own)
+            packs[name] = ray.remote(Pack).options(**options, name=name, max_concurrency=calls).remote(own)
             peers += own
         yield packs
         ray.get([pack.close.remote() for pack in packs.values()])

@@ -38,20 +38,14 @@ class Pack:
     """Rank 0 of a pack, or its only one. Its methods are called by many trials at once; one thread does the work.
 
     Args:
-        job: the driver's word.
         peers: the other ranks' actors (`Peer`), in order; none for a pack of one.
     """
 
-    def __init__(self, job: PackJob, peers: list[Any]) -> None:
-        with importing():
-            from raycnn.searching.rank import open_rank
-
+    def __init__(self, peers: list[Any]) -> None:
+        _import_rank()
         logging.captureWarnings(True)
-        self._peers, world = peers, len(peers) + 1
-        rendezvous = _free_address() if peers else None
-        for number, peer in enumerate(peers, 1):
-            peer.begin.remote(rendezvous, number, world)
-        self._rank = open_rank(job, rendezvous, 0, world)
+        self._peers = peers
+        self._rank: PackRank
         self._seating = Seating()
         self._orders: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._paused = False
@@ -62,6 +56,10 @@ class Pack:
         self._changed = threading.Condition()
         self._failure: str | None = None
         threading.Thread(target=self._work, daemon=True, name="pack").start()
+
+    def begin(self, job: PackJob) -> None:
+        """The driver's word, which it may not have yet while the actor starts; the first call."""
+        self._order(lambda: self._begin(job))
 
     def join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
         """Take a trial in, from its own newest commit or from another's (id, step); the ticket that it leaves with."""
@@ -179,6 +177,14 @@ class Pack:
             self._seating = Seating()
             self._changed.notify_all()
 
+    def _begin(self, job: PackJob) -> None:
+        from raycnn.searching.rank import open_rank
+
+        rendezvous, world = _free_address() if self._peers else None, len(self._peers) + 1
+        for number, peer in enumerate(self._peers, 1):
+            peer.begin.remote(job, rendezvous, number, world)
+        self._rank = open_rank(job, rendezvous, 0, world)
+
     def _join(self, trial: str, values: dict[str, Any], source: tuple[str, int] | None, spent_s: float) -> int:
         place = self._rank.place(trial, source)
         key, step = self._everywhere("join", trial, values, place, spent_s)
@@ -201,20 +207,24 @@ class Pack:
 class Peer:
     """Another rank of a pack: does what rank 0 does, at the same time."""
 
-    def __init__(self, job: PackJob) -> None:
-        self._job = job
+    def __init__(self) -> None:
+        _import_rank()
         self._rank: PackRank
 
-    def begin(self, rendezvous: str, rank: int, world: int) -> None:
+    def begin(self, job: PackJob, rendezvous: str, rank: int, world: int) -> None:
         """Meet the others."""
-        with importing():
-            from raycnn.searching.rank import open_rank
+        from raycnn.searching.rank import open_rank
 
-        self._rank = open_rank(self._job, rendezvous, rank, world)
+        self._rank = open_rank(job, rendezvous, rank, world)
 
     def do(self, method: str, *arguments: Any) -> None:
         """Call a method of its PackRank, see there."""
         self._rank.do(method, *arguments)
+
+
+def _import_rank() -> None:
+    with importing():  # torch, which takes seconds
+        import raycnn.searching.rank  # noqa: F401
 
 
 def _carry_out(done: Future[Any], work: Callable[[], Any]) -> None:

@@ -92,10 +92,6 @@ class Trials:
             Preempted: asked to leave; everything is kept.
         """
         config = self.config
-        facts = facts_of(config, self.index.classes, problem_of(config, self.index))
-        refuse_unusable(config, facts, self.index, read_run(self.store))
-        create_run(config, self.store, self.index.hash, self.index.classes, self.kind)
-        pin(self.store, config)
         with asked_to_leave() as self.leaving:
             fruitless, known = 0, records.read_all(self.store)
             while True:
@@ -116,8 +112,11 @@ class Trials:
         self.crew = size_crew(config, total, resources())
         self.budget = Budget(config.search, self.store, self.crew.packs * self.crew.ranks)
         job = PackJob(config, self.index.hash, self.lease.owner, self.crew.cpus.task)
-        with crew_of(job, self.crew) as packs:
-            self._start_weights(load_config(config, self.typical))  # while the packs start
+        with crew_of(self.crew) as packs:
+            self._open()  # while the packs import
+            begun = [pack.begin.remote(job) for pack in packs.values()]
+            self._start_weights(load_config(config, self.typical))
+            ray.get(begun)
             self._weigh(list(packs.values()), total)
             known = records.read_all(self.store)
             sampler = Sampler(config.search, self.metric, self.mode, self.first)
@@ -131,6 +130,14 @@ class Trials:
             if self.over_budget or not self.leaving.is_set():
                 return conclude(known, list(packs.values()))
         raise Preempted("everything is kept", where=self.store.uri, fix="the same command continues the search")
+
+    def _open(self) -> None:
+        """Write down what the run is, or see that it is the same."""
+        config = self.config
+        facts = facts_of(config, self.index.classes, problem_of(config, self.index))
+        refuse_unusable(config, facts, self.index, read_run(self.store))
+        create_run(config, self.store, self.index.hash, self.index.classes, self.kind)
+        pin(self.store, config)
 
     def _weigh(self, packs: list[Any], total: int) -> None:
         """Measure, each pack some of the depths; decide what all keep, and how many trials memory holds."""

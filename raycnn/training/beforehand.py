@@ -1,4 +1,4 @@
-"""What a run can be refused for before anything of it is written down or started."""
+"""What a run can be refused for before anything of it is written down or trained."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_work_goes_on_while_ray_starts_and_waits_for_it_where_it_needs_it(slow_r
         told.append("after")
         return "done"
 
-    with while_ray_starts(work, "local", verbose=False) as found:
+    with while_ray_starts(work, "local", verbose=False, torch=False) as found:
         assert (found, told) == ("done", ["before", "after"])
 
 
@@ -56,7 +56,10 @@ def test_who_waits_for_a_ray_that_does_not_start_ends_with_it(slow_ray: Event) -
             ended.put(type(error))
             raise
 
-    with pytest.raises(ConfigError, match="no Ray cluster"), while_ray_starts(work, "nowhere", verbose=False):
+    with (
+        pytest.raises(ConfigError, match="no Ray cluster"),
+        while_ray_starts(work, "nowhere", verbose=False, torch=False),
+    ):
         pass
     assert ended.get(timeout=10) is CancelledError
 
@@ -66,5 +69,5 @@ def test_what_fails_meanwhile_is_raised(slow_ray: Event) -> None:
         slow_ray.set()
         raise DataError("no images", where="here", fix="add some")
 
-    with pytest.raises(DataError, match="no images"), while_ray_starts(work, "local", verbose=False):
+    with pytest.raises(DataError, match="no images"), while_ray_starts(work, "local", verbose=False, torch=False):
         pass

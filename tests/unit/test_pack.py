@@ -55,8 +55,14 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> Rank:
     return found
 
 
+def begun() -> Pack:
+    pack = Pack([])
+    pack.begin(None)  # type: ignore[arg-type]
+    return pack
+
+
 def test_a_late_goodbye_does_not_end_a_trial_that_came_back(rank: Rank) -> None:
-    pack = Pack(None, [])  # type: ignore[arg-type]
+    pack = begun()
     before = pack.join("a", {}, None, 0.0)
     now = pack.join("a", {}, None, 0.0)
     pack.leave("a", before)
@@ -67,7 +73,7 @@ def test_a_late_goodbye_does_not_end_a_trial_that_came_back(rank: Rank) -> None:
 
 
 def test_a_goodbye_without_a_ticket_is_for_good(rank: Rank) -> None:
-    pack = Pack(None, [])  # type: ignore[arg-type]
+    pack = begun()
     pack.join("a", {}, None, 0.0)
     pack.leave("a")
     assert pack.advance("a") == {"status": "stopped"}
@@ -75,7 +81,7 @@ def test_a_goodbye_without_a_ticket_is_for_good(rank: Rank) -> None:
 
 
 def test_a_pause_lets_the_turn_end_and_no_other_begin(rank: Rank) -> None:
-    pack = Pack(None, [])  # type: ignore[arg-type]
+    pack = begun()
     pack.join("a", {}, None, 0.0)
     rank.hold.clear()
     asking = threading.Thread(target=pack.advance, args=("a",), daemon=True)
