@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ from raycnn.training.kept import PIXELS, Array, Choice, Int64s, Kept, Part, from
 from raycnn.training.prefix import Prefix
 from raycnn.training.ranks import Ranks
 
+_PARTS: Final = 8  # of each pack
+
 
 @dataclass(frozen=True)
 class Reuse:
@@ -36,8 +39,8 @@ class Reuse:
         cache: of this node.
         start: what tells this start of the search from others.
         choices: for each depth that trials train at; one without a choice is shared.
-        turn: which part of a segment this pack computes first.
-        turns: parts that the packs of a search divide a segment into.
+        turn: which of the packs of this node this is.
+        turns: packs that divide a segment among them.
     """
 
     cache: Cache
@@ -87,18 +90,23 @@ class ReusingFeed(Feed):
         """Have what is to be kept for the steps [start, stop) and the validation rows in the cache, unless leaving."""
         if self._train is None or self._val is None:
             return
-        task, world, turns = self.task, self._world, self._reuse.turns
+        task, world = self.task, self._world
         epochs = set(task.plan.share(start, self._rank, world, stop - start)[1].tolist())
         self._train.close(epochs)
         if self._train.usable(epochs):
-            for turn in self._turns(f"train {start} {stop}"):
-                order = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block, turn, turns)
+            train = TrainOrder(task.plan, self._rank, world, start, stop, task.steps_per_block)
+            if here := are_few(task.table, train):
+                train = replace(train, steps_per_block=1)
+            for part, parts in self._parts(f"train {start} {stop}", stop - start, here):
+                order = replace(train, turn=part, turns=parts)
                 steps = [step for number in range(order.num_blocks) for step in order.steps(number)]
-                self._fill(self._train, task.reader, task.table, order, steps, leaving)
+                self._fill(self._train, task.reader, task.table, order, steps, leaving, here)
         if self._val.usable([0]):
-            for turn in self._turns("val"):
-                scan = self._scan(self._rank + world * turn, world * turns)
-                self._fill(self._val, task.scanner, task.validation, scan, repeat(None), leaving)
+            scan = self._scan(self._rank, world)
+            here = are_few(task.validation, scan)
+            for part, parts in self._parts("val", -(-len(task.validation) // (scan.chunk * world)), here):
+                scan = self._scan(self._rank + world * part, world * parts)
+                self._fill(self._val, task.scanner, task.validation, scan, repeat(None), leaving, here)
 
     def batch(self, step: int) -> Batch:
         """From the cache if all of it is there, else from the stream."""
@@ -162,12 +170,11 @@ class ReusingFeed(Feed):
 
     def _fill(
         self, kept: Kept, reader: ImageReader, table: pa.Table, order: Order, steps: Iterable[int | None],
-        leaving: Callable[[], bool],
+        leaving: Callable[[], bool], here: bool,
     ) -> None:  # fmt: skip
         parts = list(parts_of(order))
         if kept.there(parts):
             return
-        here = are_few(table, order)
         batches = self._transfer.ahead(stream(reader, table, order, task_cpus=self.task.task_cpus, here=here))
         for part, batch, step in zip(parts, batches, steps, strict=False):
             if leaving():
@@ -190,21 +197,25 @@ class ReusingFeed(Feed):
         taps = {depth: from_rows(values[str(depth)], dtype).to(self.device) for depth, dtype in self._dtypes.items()}
         return KeptBatch(images, batch.rows, batch.failures, step=step, taps=taps)
 
-    def _turns(self, segment: str) -> Iterator[int]:
-        """The parts of a segment: first those that no other pack computes, then those that one did, or left undone."""
+    def _parts(self, segment: str, batches: int, here: bool) -> Iterator[tuple[int, int]]:
+        """(part, of how many) of a segment: first those that no other pack computes, then those that one did, or left.
+
+        A part for each pack, or several where they are read here and cost nothing to start: then no pack waits long.
+        """
         cache, turns = self._reuse.cache, self._reuse.turns
-        identity = hashlib.sha256(repr((sorted(self._identity.values()), segment, self._rank)).encode()).hexdigest()
+        parts = min(turns * _PARTS, batches) if here else turns
+        identity = hashlib.sha256(repr((sorted(self._identity.values()), segment, parts, self._rank)).encode())
         late = []
-        for number in range(turns):
-            turn = (self._reuse.turn + number) % turns
-            with cache.turn(f"{identity}/{turn}", wait=False) as mine:
+        for number in range(parts):
+            part = (self._reuse.turn * parts // turns + number) % parts
+            with cache.turn(f"{identity.hexdigest()}/{part}", wait=False) as mine:
                 if mine:
-                    yield turn
+                    yield part, parts
                 else:
-                    late.append(turn)
-        for turn in late:
-            with cache.turn(f"{identity}/{turn}", wait=True):
-                yield turn
+                    late.append(part)
+        for part in late:
+            with cache.turn(f"{identity.hexdigest()}/{part}", wait=True):
+                yield part, parts
 
 
 def _digest(*of: object) -> str:

@@ -1,9 +1,10 @@
 """python -m tests.bench.plain_torch SIDE CASE: the trials of the search in one process, without Ray.
 
 unshared: one after the other in the plain way at its best: decoded pixels in memory, each trial makes its random views
-of them in as many threads, the prefix in eval mode without gradients, torch as it comes. cached: the ideal: the prefix
-once over the views of all epochs, each suffix on what came out of it, with raycnn's settings of torch.
-Order, views, optimizer and schedule are raycnn's, so that losses can be compared bit by bit.
+of them in as many threads, the prefix in eval mode without gradients. cached: the ideal: the prefix once over the views
+of all epochs, each suffix on what came out of it. Both look at the test split once at the end, as the search does.
+Order, views, optimizer and schedule are raycnn's, so that losses can be compared bit by bit; torch is as it comes, or
+with --own set up as raycnn does it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Inputs:
 class Trials:
     """A warm process: network, order and labels, the same for every trial."""
 
-    def __init__(self, case: Case, threads: int, *, plain: bool) -> None:
+    def __init__(self, case: Case, threads: int, *, own: bool) -> None:
         torch.set_num_threads(threads)
         self.threads = threads
         self.config, self.index = case.config, case.index
@@ -85,7 +86,7 @@ class Trials:
         self.rows, self.epochs = self.plan.share(0, steps=self.steps)
         network = case.network()
         self.module = network.module.to(memory_format=torch.channels_last)
-        if not plain:
+        if own:
             prepare(torch.device("cpu"), threads)
             speed_up_depthwise(self.module)
         self.initial = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
@@ -94,7 +95,7 @@ class Trials:
 
     def views(self) -> Inputs:
         """uint8[rows, S, S, 3] of every step, from images that are decoded once."""
-        config, chunk, prep = self.config, self.config.train.chunk, self.preprocessing
+        config, prep = self.config, self.preprocessing
         train, val = self.decoded(self.train), self.decoded(self.val)
         hashes = self.train["key_hash"].to_numpy().astype(np.uint64)
         draws = uniforms(derive_seed(self.seed, "augment"), self.epochs, hashes[self.rows], NUM_DRAWS)
@@ -105,11 +106,17 @@ class Trials:
             seen = pool.map(lambda at: train_view(train[self.rows[at]], prep, config.augment, draws[at]), places)
             return torch.from_numpy(np.stack([*seen]))
 
-        def rows(number: int) -> Tensor:
-            seen = [*pool.map(lambda image: eval_view(image, prep), val[number * chunk : (number + 1) * chunk])]
-            return torch.from_numpy(np.stack(seen + [np.zeros_like(seen[0])] * (chunk - len(seen))))
+        return Inputs(Views(self.steps, batch), self.chunks(val, pool))
 
-        return Inputs(Views(self.steps, batch), Views(-(-len(val) // chunk), rows))
+    def chunks(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> Steps:
+        """uint8[chunk, S, S, 3], as they are evaluated."""
+        size, prep = self.config.train.chunk, self.preprocessing
+
+        def chunk(number: int) -> Tensor:
+            seen = [*pool.map(lambda image: eval_view(image, prep), images[number * size : (number + 1) * size])]
+            return torch.from_numpy(np.stack(seen + [np.zeros_like(seen[0])] * (size - len(seen))))
+
+        return Views(-(-len(images) // size), chunk)
 
     def decoded(self, table: pa.Table) -> list[Image.Image]:
         limits, store = Limits(10**8, 10**8), open_store(self.index.source)
@@ -155,6 +162,16 @@ class Trials:
         seconds = time.perf_counter() - start
         return {"lr": lr, "depth": depth, "seconds": seconds, "accuracy": best, "loss": evaluations[-1]["loss"]}
 
+    def look_at_test(self) -> float:
+        """Seconds that the whole network takes for the test split, whatever its weights are by now."""
+        start = time.perf_counter()
+        self.module.eval()
+        images = self.decoded(self.index.rows("test"))
+        with ThreadPoolExecutor(self.threads) as pool, torch.inference_mode():
+            for chunk in self.chunks(images, pool):
+                self.module(self.normalize(chunk))
+        return time.perf_counter() - start
+
     def evaluate(self, suffix: nn.Module, inputs: Inputs, prefix: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         suffix.eval()
         with torch.inference_mode():
@@ -185,18 +202,17 @@ def cached(trials: Trials, lrs: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints {reading, prefix, trials: [{lr, depth, seconds, accuracy, loss}]} as JSON."""
+    """Prints {reading, prefix, trials: [{lr, depth, seconds, accuracy, loss}], test} as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=("unshared", "cached"))
     parser.add_argument("case", type=Path)
     parser.add_argument("--lrs", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bits", type=int, default=0, help="1: with raycnn's settings of torch, for equal bits")
+    parser.add_argument("--own", type=int, default=0, help="1: with raycnn's settings of torch")
     options = parser.parse_args()
-    plain = options.side == "unshared" and not options.bits
-    trials = Trials(Case.read(options.case), options.threads, plain=plain)
+    trials = Trials(Case.read(options.case), options.threads, own=bool(options.own))
     side = {"unshared": unshared, "cached": cached}[options.side]
-    print(json.dumps(side(trials, options.lrs)))
+    print(json.dumps({**side(trials, options.lrs), "test": trials.look_at_test()}))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,25 @@ def test_two_packs_read_each_view_of_an_image_once_in_all(world: World, augment:
         assert set(world.reads.values()) == {1}
 
 
+@pytest.mark.parametrize(("few", "parts"), [(True, STEPS + 2), (False, 2 + 2)], ids=["few", "many"])
+def test_no_pack_waits_for_much_where_images_are_few(
+    world: World, monkeypatch: pytest.MonkeyPatch, few: bool, parts: int
+) -> None:
+    names = set()
+
+    class Spy(Cache):
+        def turn(self, name: str, *, wait: bool) -> Any:
+            names.add(name)
+            return super().turn(name, wait=wait)
+
+    world.cache = Spy(world.folder / "elsewhere", 10**8)
+    monkeypatch.setattr("raycnn.training.reuse.are_few", lambda *_: few)
+    feed = world.reusing(world.task(AugmentConfig()), CHOICES["activations"], 0, 2)
+    feed.prepare(0, STEPS)
+    assert len(names) == parts
+    assert_same(world, feed, {0, 2})
+
+
 def test_a_pack_begins_with_its_own_turn_and_leaves_to_another_what_that_one_computes(world: World) -> None:
     task, choices, names = world.task(AugmentConfig()), CHOICES["activations"], []
 
@@ -188,7 +207,7 @@ def test_a_damaged_row_of_validation_comes_from_the_stream_and_is_kept_anew(worl
     assert_same(world, feed, {0})
     world.reads.clear()
     feed.prepare(0, STEPS)
-    assert {key for key, _ in world.reads} == {f"{number}.png" for number in range(10, 16)}
+    assert {key for key, _ in world.reads} == {f"{number}.png" for number in range(10, 14)}, "its chunk"
     assert_same(world, feed, {0})
 
 
