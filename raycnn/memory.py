@@ -58,7 +58,6 @@ def release_freed_memory() -> None:
     """Hand back to the kernel what the allocators hold, when much of it will not be needed again."""
     import pyarrow as pa
 
-    gc.collect()
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
