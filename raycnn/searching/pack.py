@@ -135,24 +135,26 @@ class Pack:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                turn: list[str] = []
-                while not self._orders and not (turn := self._next_turn()):
-                    self._changed.wait(self._seating.wait_s(time.monotonic()))
-                order = self._orders.popleft() if self._orders else None
-            if order is not None:
-                _carry_out(*order)
-                continue
             try:
-                outcomes = self._everywhere("train", turn)
+                self._turn()
             except RaycnnError as error:
                 self._fail(encode_error(error))
-                continue
             except Exception as error:  # another rank has died, or a fault of this program
                 self._fail(encode_error(PackLostError(f"a pack failed: {type(error).__name__}: {error}")))
-                continue
-            if not self._paused:
-                self._tell(turn, outcomes)
+
+    def _turn(self) -> None:
+        """Wait for what comes next, and do it: an order, or training."""
+        with self._changed:
+            trials: list[str] = []
+            while not self._orders and not (trials := self._next_turn()):
+                self._changed.wait(self._seating.wait_s(time.monotonic()))
+            order = self._orders.popleft() if self._orders else None
+        if order is not None:
+            _carry_out(*order)
+            return
+        outcomes = self._everywhere("train", trials)
+        if not self._paused:
+            self._tell(trials, outcomes)
 
     def _next_turn(self) -> list[str]:
         return [] if self._paused else self._seating.turn(time.monotonic())

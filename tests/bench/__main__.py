@@ -26,7 +26,7 @@ def main() -> None:
     measures = {each.__name__: each for each in MEASURES}
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=main.__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"which to measure: {', '.join(measures)}")
-    parser.add_argument("--full", action="store_true", help="search: every trial of every side, half an hour more")
+    parser.add_argument("--full", action="store_true", help="search: every trial of plain Ray too, half an hour more")
     parser.add_argument("--check", action="store_true", help="search: compare losses bit by bit, some minutes more")
     options = parser.parse_args()
     if unknown := set(options.rows) - measures.keys():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import raycnn.searching.rank
+from raycnn.errors import CheckpointError
 from raycnn.searching.pack import Pack
 
 
@@ -97,3 +98,21 @@ def test_a_pause_lets_the_turn_end_and_no_other_begin(rank: Rank) -> None:
     assert asking.is_alive()
     assert again.is_alive()
     assert rank.trained == [["a"]]
+
+
+def test_who_waits_is_told_of_a_fault_of_the_program(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = begun()
+    pack.join("a", {}, None, 0.0)
+    monkeypatch.setattr(rank, "train", lambda trials: {})
+    assert "KeyError" in pack.advance("a")["fatal"]
+    pack.leave("a")
+    assert rank.steps == {}, "orders are still carried out"
+
+
+def test_what_a_pack_cannot_begin_with_is_raised(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Rank:
+        raise CheckpointError("the index is gone", where="here")
+
+    monkeypatch.setattr(raycnn.searching.rank, "open_rank", refuse)
+    with pytest.raises(CheckpointError, match="the index is gone"):
+        begun()
