@@ -13,8 +13,7 @@ from raycnn.models.zoo import Network, build, names
 pytestmark = pytest.mark.slow
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-WIDER = ("regnet_y_128gf",)  # a minute for what regnet_y_32gf shows
-TORCHVISION = [f"torchvision/{name}" for name in names("torchvision") if not name.startswith((*TRANSFORMERS, *WIDER))]
+TORCHVISION = [f"torchvision/{name}" for name in names("torchvision") if not name.startswith(TRANSFORMERS)]
 TIMM = [
     "convmixer_768_32", "convnext_atto", "convnextv2_atto", "cs3darknet_s", "cspresnet50", "densenet121",
     "dla46_c", "dpn48b", "eca_nfnet_l0", "ecaresnet26t", "efficientnet_lite0", "ese_vovnet19b_slim",
