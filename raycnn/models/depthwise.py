@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-_MAX_PAIRS: Final = 4096
-_COLUMNS: Final = 3
+_MAX_PAIRS: Final = 4096  # of places; more cost more than oneDNN's way
+_COLUMNS: Final = 3  # of a weight, that oneDNN's kernel takes
 
 GradWeight = Callable[[Tensor, Tensor, torch.Size, tuple[int, int]], Tensor]
 """The gradient of a weight, from input and gradient of the output, the weight's shape and the padding."""
@@ -86,7 +85,7 @@ def _counts(columns: int) -> list[int]:
 def _by_pairs(input: Tensor, grad: Tensor, shape: torch.Size, padding: tuple[int, int]) -> Tensor:
     """Products of every place of the input with every place of the output, added up by the tap that joins them."""
     products = torch.bmm(_by_channel(input).transpose(1, 2), _by_channel(grad))
-    taps = _taps(tuple(input.shape[2:]), tuple(grad.shape[2:]), tuple(shape[2:]), padding)
+    taps = _taps(input.shape[2:], grad.shape[2:], shape[2:], padding)
     return (products.flatten(1) @ taps.to(products)).view(shape)
 
 
@@ -96,15 +95,14 @@ def _by_channel(images_NCHW: Tensor) -> Tensor:
     return images_NCHW.permute(0, 2, 3, 1).reshape(-1, channels).t().contiguous().view(channels, num_images, -1)
 
 
-@lru_cache(maxsize=64)
-def _taps(size: tuple[int, ...], output: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, int]) -> Tensor:
-    """[pairs of a place of the input and one of the output, taps]: 1 for the tap that joins the two."""
+def _taps(size: torch.Size, output: torch.Size, kernel: torch.Size, padding: tuple[int, int]) -> Tensor:
+    """bool[pairs of a place of the input and one of the output, taps]: whether the tap joins the two."""
     rows, columns = (
         torch.arange(there)[:, None, None] + pad == torch.arange(here)[:, None] + torch.arange(taps)
         for there, here, taps, pad in zip(size, output, kernel, padding, strict=True)
     )
     joined = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
-    return joined.flatten(4).flatten(0, 3).to(torch.float32)
+    return joined.flatten(4).flatten(0, 3)
 
 
 def speed_up_depthwise(module: nn.Module) -> None:

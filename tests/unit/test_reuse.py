@@ -59,6 +59,19 @@ def assert_same(world: World, feed: ReusingFeed, depths: set[int], steps: range 
     world.reads = reads
 
 
+def spied_turns(world: World) -> list[str]:
+    """Names of the turns that feeds of the world ask for from now on, in another cache than before."""
+    names: list[str] = []
+
+    class Spy(Cache):
+        def turn(self, name: str, *, wait: bool) -> Any:
+            names.append(name)
+            return super().turn(name, wait=wait)
+
+    world.cache = Spy(world.folder / "elsewhere", 10**8)
+    return names
+
+
 AUGMENTS = {
     "random": AugmentConfig(),
     "mixed": AugmentConfig(erase=0.5, mixup=0.4, cutmix=1.0),
@@ -112,30 +125,17 @@ def test_two_packs_read_each_view_of_an_image_once_in_all(world: World, augment:
 def test_no_pack_waits_for_much_where_images_are_few(
     world: World, monkeypatch: pytest.MonkeyPatch, few: bool, parts: int
 ) -> None:
-    names = set()
-
-    class Spy(Cache):
-        def turn(self, name: str, *, wait: bool) -> Any:
-            names.add(name)
-            return super().turn(name, wait=wait)
-
-    world.cache = Spy(world.folder / "elsewhere", 10**8)
+    names = spied_turns(world)
     monkeypatch.setattr("raycnn.training.reuse.are_few", lambda *_: few)
     feed = world.reusing(world.task(AugmentConfig()), CHOICES["activations"], 0, 2)
     feed.prepare(0, STEPS)
-    assert len(names) == parts
+    assert len(set(names)) == parts
     assert_same(world, feed, {0, 2})
 
 
 def test_a_pack_begins_with_its_own_turn_and_leaves_to_another_what_that_one_computes(world: World) -> None:
-    task, choices, names = world.task(AugmentConfig()), CHOICES["activations"], []
-
-    class Spy(Cache):
-        def turn(self, name: str, *, wait: bool) -> Any:
-            names.append(name)
-            return super().turn(name, wait=wait)
-
-    world.cache = Spy(world.folder / "elsewhere", 10**8)
+    task, choices = world.task(AugmentConfig()), CHOICES["activations"]
+    names = spied_turns(world)
     world.reusing(task, choices, 1, 2).prepare(0, 2)
     (mine, other), world.order = names[:2], []
     assert mine != other
