@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from raycnn.storage import open_store
 from raycnn.training import checkpoint
 from tests.support.ray_head import ray_head
 from tests.support.runs import final_hashes, metrics
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -51,14 +51,6 @@ def submit(head, name, config, *more, verb="train"):
     return ray_job(head, "submit", *options, "--", sys.executable, f"jobs/{verb}.py", "run.yaml", "--json")
 
 
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
 def config_of(bucket, digits, **sections):
     """CONFIG on the digits, which are put into the bucket."""
     source = open_store(f"s3://{bucket}/digits")
@@ -73,7 +65,7 @@ def test_submit_stop_and_resubmit(head, bucket, digits):
     store = open_store(f"s3://{bucket}/runs/job")
 
     submit(head, "first", config, "--no-wait")
-    wait_for(lambda: any(commit.step >= 5 for commit in checkpoint.commits(store, None)))
+    wait_for(lambda: any(commit.step >= 5 for commit in checkpoint.commits(store, None)), "step 5")
     ray_job(head, "stop", "first")
     assert "was stopped" in ray_job(head, "status", "first")
     logs = ray_job(head, "logs", "first")

@@ -44,8 +44,12 @@ def trainer() -> Iterator[Any]:
             process.stdin.flush()
             assert any(line == "trained\n" for line in iter(process.stdout.readline, ""))
 
-        yield train
-        process.stdin.close()
+        try:
+            yield train
+            process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_an_image_is_fetched_once_and_the_weights_are_those_without(

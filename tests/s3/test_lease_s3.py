@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from raycnn.errors import RunBusyError
 from raycnn.storage import Store, open_store
 from raycnn.storage.lease import KEY, Lease, LeaseRecord, acquire, begin_group, check
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -22,13 +21,6 @@ def store(bucket: str) -> Store:
 
 def no_commit(record: LeaseRecord) -> int:
     return -1
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
 
 
 def test_a_lease_is_kept_given_back_and_taken(store: Store) -> None:
@@ -45,14 +37,14 @@ def test_a_lease_is_kept_given_back_and_taken(store: Store) -> None:
 
 def test_a_stopped_owner_is_fenced_out_when_it_wakes(store: Store) -> None:
     old = acquire(store, no_commit, beat_s=0.2)
-    wait_for(lambda: json.loads(store.get(KEY))["beat"] > 1)
+    wait_for(lambda: json.loads(store.get(KEY))["beat"] > 1, "beats")
     os.kill(old.keeper.pid, signal.SIGSTOP)
     os.waitpid(old.keeper.pid, os.WUNTRACED)
     with acquire(store, no_commit, ttl_s=1.0) as new:
         os.kill(old.keeper.pid, signal.SIGCONT)
         with pytest.raises(RunBusyError, match="taken over"):
             old.check()
-        wait_for(lambda: old.lost)
+        wait_for(lambda: old.lost, "that it is told")
         assert old.keeper.returncode == RunBusyError.code
         new.check()
         old.release()

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import botocore.auth
 import pyarrow.fs
 import pytest
@@ -254,7 +253,7 @@ def told(error: BaseException) -> str:
 def test_every_refusal_is_one_clear_line_without_secrets(
     bucket: str, object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store(f"s3://{bucket}", deadline_s=1)
+    store = open_store(f"s3://{bucket}", deadline_s=20)
     secrets = [value for name, value in object_server.environment.items() if "KEY" in name]
 
     def fails(store: Store, words: str) -> None:
@@ -264,7 +263,7 @@ def test_every_refusal_is_one_clear_line_without_secrets(
             assert caught.value.fix
             assert not any(secret in told(caught.value) + repr(store) for secret in secrets)
 
-    fails(open_store("s3://no-such-bucket", deadline_s=1), "bucket does not exist")
+    fails(open_store("s3://no-such-bucket", deadline_s=20), "bucket does not exist")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", wrong := "wrongwrongwrong")
         secrets.append(wrong)
@@ -283,7 +282,7 @@ def test_every_refusal_is_one_clear_line_without_secrets(
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://me:pass@127.0.0.1:1")
         secrets.append("pass@")
-        fails(store, "no answer from 127.0.0.1:1: EndpointConnectionError")
+        fails(open_store(store.uri, deadline_s=1), "no answer from 127.0.0.1:1: EndpointConnectionError")
     store.put("a", b"")  # and all is well again
 
 
@@ -305,18 +304,3 @@ def test_keys_that_leave_the_root_are_refused(store: Store) -> None:
     for use in (store.get, store.stat, lambda key: store.put(key, b""), lambda key: store.delete([key])):
         with pytest.raises(StorageError, match="not a usable key"):
             use("../other")
-
-
-def test_a_server_keeps_its_objects_over_a_restart(tmp_path: Path) -> None:
-    for number in range(2):
-        with ObjectServer(tmp_path / "data") as server:
-            server.make_bucket("kept")
-            keys = {
-                "aws_access_key_id": server.environment["AWS_ACCESS_KEY_ID"],
-                "aws_secret_access_key": server.environment["AWS_SECRET_ACCESS_KEY"],
-            }
-            s3 = boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1", **keys)
-            if number == 0:
-                s3.put_object(Bucket="kept", Key="a", Body=b"x" * 10**6)
-            assert s3.get_object(Bucket="kept", Key="a")["Body"].read() == b"x" * 10**6
-            s3.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from typing import Any
 
 import psutil
 
 from raycnn.storage import Store
 from raycnn.training import checkpoint
+from tests.support.waiting import wait_for
 
 _TIMINGS = ("seconds", "time")
 
@@ -28,14 +28,12 @@ def final_hashes(store: Store) -> dict[str, Any]:
 
 def kill_one_worker(store: Store) -> None:
     """kill -9 of a rank as soon as a first commit after step 0 is there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(
-            entry.key.endswith("MANIFEST.json") and "step-00000000" not in entry.key
-            for entry in store.list("checkpoints/")
-        ):
-            break
-        time.sleep(0.05)
+
+    def commits() -> list[str]:
+        keys = (entry.key for entry in store.list("checkpoints/") if entry.key.endswith("MANIFEST.json"))
+        return [key for key in keys if "step-00000000" not in key]
+
+    wait_for(commits, "a commit after step 0")
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     os.kill(workers[-1].pid, signal.SIGKILL)
 

@@ -20,6 +20,7 @@ from raycnn.errors import CheckpointError, RunBusyError
 from raycnn.storage import Store, open_store
 from raycnn.storage import lease as lease_module
 from raycnn.storage.lease import KEY, Lease, LeaseRecord, acquire, adopt, beat, begin_group, check, read_lease
+from tests.support.waiting import wait_for
 
 NO_BEAT_S = 3600.0  # a keeper that never beats: every request below is then the test's own
 TTL_S = 0.02
@@ -62,13 +63,6 @@ def run(tmp_path: Path) -> Iterator[Run]:
     run = Run(open_store(str(tmp_path / "run")))
     yield run
     run.crash()
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
 
 
 def test_which_commits_a_record_believes() -> None:
@@ -119,7 +113,7 @@ def test_a_living_job_is_busy_within_seconds(run: Run) -> None:
         start = time.monotonic()
         with pytest.raises(RunBusyError, match=rf"host .*, pid {os.getpid()}, epoch 1") as caught:
             run.acquire(ttl_s=LONG_S, beat_s=2.0)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < LONG_S
         assert caught.value.code == 6
         assert caught.value.fix
 
@@ -135,7 +129,7 @@ def test_a_stopped_owner_is_fenced_out_when_it_wakes(run: Run) -> None:
     old = run.acquire(beat_s=0.1)
     group = run.begin(old)
     run.commits.append((5, group.epoch))
-    wait_for(lambda: run.record()["beat"] > 3)
+    wait_for(lambda: run.record()["beat"] > 3, "beats")
     os.kill(old.keeper.pid, signal.SIGSTOP)
     os.waitpid(old.keeper.pid, os.WUNTRACED)
     new = run.acquire(ttl_s=0.5)
@@ -148,7 +142,7 @@ def test_a_stopped_owner_is_fenced_out_when_it_wakes(run: Run) -> None:
         check(run.store, old.owner, group.epoch)
     with pytest.raises(RunBusyError):
         run.begin(old)
-    wait_for(lambda: old.lost)
+    wait_for(lambda: old.lost, "that it is told")
     assert old.keeper.returncode == RunBusyError.code
     old.release()
     new.check()
@@ -160,7 +154,7 @@ def test_a_stopped_owner_is_fenced_out_when_it_wakes(run: Run) -> None:
 def test_a_dead_keeper_is_noticed(run: Run) -> None:
     lease = run.acquire()
     lease.keeper.kill()
-    wait_for(lambda: lease.lost)
+    wait_for(lambda: lease.lost, "that it is noticed")
     with pytest.raises(RunBusyError, match="keeps the lease has ended"):
         lease.check()
 
@@ -175,11 +169,11 @@ def test_a_killed_job_stops_beating(run: Run) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code, run.store.uri], stdin=pipe, stdout=pipe) as job:
         keeper = job.stdout.readline().decode().strip()
-        wait_for(lambda: run.record()["beat"] > 3)
+        wait_for(lambda: run.record()["beat"] > 3, "beats")
         job.communicate(b"\n")
     assert job.returncode == -signal.SIGKILL
     status = Path("/proc", keeper, "status")
-    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text(), "the end of its keeper")
     assert not run.record()["released"]
     assert run.acquire(ttl_s=0.5).epoch == 2
 
@@ -202,19 +196,19 @@ def test_groups_raise_the_epoch_and_count_attempts(run: Run) -> None:
 
 def test_a_group_begins_between_beats_and_the_keeper_adopts_it(run: Run) -> None:
     lease = run.acquire(beat_s=0.02)
-    wait_for(lambda: run.record()["beat"] > 3)
+    wait_for(lambda: run.record()["beat"] > 3, "beats")
     listings = []
 
     def slow(record: LeaseRecord) -> int:  # slower than the beats
         listings.append(record.epoch)
         beat = run.record()["beat"]
-        wait_for(lambda: run.record()["beat"] > beat + 1)
+        wait_for(lambda: run.record()["beat"] > beat + 1, "more beats")
         return -1
 
     assert begin_group(run.store, lease.owner, slow).epoch == 2
     assert listings == [1]
     beat = run.record()["beat"]
-    wait_for(lambda: run.record()["beat"] > beat + 3)
+    wait_for(lambda: run.record()["beat"] > beat + 3, "more beats")
     assert run.record()["epoch"] == 2
     lease.check()
 

@@ -21,11 +21,12 @@ from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
 from tests.faults.kit import checker
 from tests.faults.kit.cluster import PROJECT, FaultCluster
-from tests.faults.kit.history import History, wait_for
+from tests.faults.kit.history import History
 from tests.faults.kit.jobs import Bench, Undisturbed, finish
 from tests.faults.kit.scenarios import Seen
 from tests.support.ray_head import RayHead, processes, ray_head
 from tests.support.runs import final_hashes
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 Promises = Callable[[Config], History]
@@ -109,7 +110,7 @@ def test_a_second_job_and_an_owner_that_sleeps(
             process.send_signal(signal.SIGSTOP)
         faults.caused("the owner sleeps")
         other = start(config)
-        wait_for(lambda: read_lease(store).owner != first, 60, "that the lease is taken over")
+        wait_for(lambda: read_lease(store).owner != first, "that the lease is taken over")
     for process in asleep:  # the old rank has gone on, and so does the old driver
         process.send_signal(signal.SIGCONT)
     assert finish(owner, code=6)["error"]["code"] == 6

@@ -16,9 +16,10 @@ from raycnn.cluster import draining
 from raycnn.config import Config
 from tests.faults.kit import checker
 from tests.faults.kit.cluster import FaultCluster, Node, fault_cluster
-from tests.faults.kit.history import Faults, History, wait_for
+from tests.faults.kit.history import Faults, History
 from tests.faults.kit.jobs import Bench
 from tests.faults.kit.scenarios import Seen
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 Promises = Callable[[Config], History]
@@ -122,7 +123,7 @@ def test_the_only_node_is_lost(
     with job.faults.paused(7):
         cluster.kill(cluster.nodes[0])
     waits = "waiting, since 2 workers do not fit"
-    wait_for(lambda: any(waits in line for line in job.said), 60, "that it waits")
+    wait_for(lambda: any(waits in line for line in job.said), "that it waits")
     cluster.add(2)
     job.faults.caused("a node came")  # provisioning aside
     job.finish()

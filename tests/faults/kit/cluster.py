@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from tests.faults.kit.history import wait_for
 from tests.faults.kit.inside import ROOT
 from tests.support.ray_head import RayHead, ray_head
+from tests.support.waiting import wait_for
 
 PROJECT = Path(__file__).parents[3]
 HOOK = Path(__file__).parent / "hook"
@@ -69,7 +69,7 @@ class FaultCluster:
                 command, env=self.head.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
-            (found,) = wait_for(lambda: living_nodes() - before, 60, "a new node")
+            (found,) = wait_for(lambda: living_nodes() - before, "a new node")
         except TimeoutError:
             starter.kill()
             starter.wait()

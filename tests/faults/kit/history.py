@@ -17,6 +17,7 @@ from raycnn.errors import CheckpointError
 from raycnn.storage import Store
 from raycnn.storage.lease import read_lease
 from raycnn.training import checkpoint
+from tests.support.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Faults:
     def paused(self, step: int, rank: int = 0, *, at: str = "step", timeout_s: float = 120) -> Iterator[None]:
         """Inside, a rank stands before a step or a commit; enter before it gets there."""
         done = self.order("pause", step, rank, at=at).with_suffix(".done")
-        wait_for(done.exists, timeout_s, f"step {step} of {self.folder.name}")
+        wait_for(done.exists, f"step {step} of {self.folder.name}", timeout_s)
         try:
             yield
         finally:
@@ -163,13 +164,3 @@ def _verifies(store: Store, commit: checkpoint.Commit) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def wait_for(condition: Any, timeout_s: float, what: str) -> Any:
-    """The condition's value as soon as it is true."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.02)
-    return found
