@@ -63,7 +63,7 @@ def _bar(row: Row) -> tuple[str, float, str] | None:
     aim = _GOAL.match(goal)
     if aim is None:
         return None
-    value = float(ours if ratio == "-" else ratio)
+    value = float((ours if ratio == "-" else ratio).split()[0])  # what follows it is a note
     share = value / float(aim[2]) if aim[1] == ">=" else float(aim[2]) / value
     label = what if against == "-" else f"{what}, against {against.rstrip('0123456789. ')}"
     label = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
