@@ -14,4 +14,4 @@ def test_a_figure_that_a_note_follows_has_a_bar(tmp_path: Path) -> None:
         ("memory, MB", "788", "715", "1.10", "flat"),
     ]
     plot(rows, tmp_path / "table.svg")
-    assert (tmp_path / "table.svg").read_text().count("goal") == 2
+    assert (tmp_path / "table.svg").read_text().count("(goal") == 2
